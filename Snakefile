@@ -1,0 +1,54 @@
+# The DAG of one experiment. `snakemake --cores 2` runs config/config.yaml, the pocket experiment;
+# `--configfile config/squad.yaml` runs another. Every configuration is complete: Snakemake would
+# merge it over a default, so the default is loaded only where no other came in.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+if "experiment" not in config:
+
+    configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+
+
+localrules:
+    all,
+    results,
+    report,
+    pretrain_receivers,
+    smoke,
+
+
+rule all:
+    input:
+        result_files(),
+        LAYOUT.report,
+
+
+rule results:
+    input:
+        result_files(),
+
+
+rule smoke:
+    message:
+        "Running the smoke experiment: every stage, small"
+    shell:
+        "exec python -m snakemake --cores {threads} --configfile config/smoke.yaml"
+
+
+include: "workflow/rules/receivers.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/statistics.smk"
+include: "workflow/rules/report.smk"
+
+
+onstart:
+    write_resolved_config()

@@ -1,0 +1,405 @@
+"""The configuration of an experiment: the single source for its keys, defaults and meaning.
+
+`config/*.yaml`, the commented default file and the JSON schema all follow from these models.
+The configuration holds science; what belongs to a machine (partitions, memory, retries) is in
+`profiles/`.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=64)]
+Ratio = Annotated[float, Field(ge=1)]
+Positive = Annotated[int, Field(gt=0)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class PocketData(Section):
+    """Procedural questions about invented people; the same seed gives the same bytes."""
+
+    source: Literal["pocket"] = Field("pocket", description="Procedural corpus, needs no files.")
+    seed: int = Field(1, description="Seed of the passages; splits draw from disjoint streams.")
+    train_passages: Positive = Field(24000, description="Training passages of mixed length.")
+    dev_passages: Positive = Field(60, description="Full-length passages for model selection.")
+    test_passages: Positive = Field(
+        120, description="Full-length test passages; half of them use names absent from training."
+    )
+
+
+class JsonData(Section):
+    """Official SQuAD v1 or v2 JSON, or JSON lines with the columns of the prepared tables."""
+
+    source: Literal["json"] = Field("json", description="Files by path.")
+    train: Path = Field(description="Training file (.json in SQuAD layout, or .jsonl).")
+    test: Path = Field(description="Test file.")
+    dev: Path | None = Field(None, description="Dev file; none holds out part of the training set.")
+    dev_share: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of the training articles held out as dev if no dev file.",
+    )
+    seed: int = Field(1, description="Seed of the choice of dev articles.")
+    max_train_questions: Positive | None = Field(
+        None, description="Use at most this many training questions, whole passages; none is all."
+    )
+    max_test_questions: Positive | None = Field(
+        None, description="Use at most this many test questions, whole passages; none is all."
+    )
+
+
+class HubData(Section):
+    """A dataset of the Hugging Face hub at a pinned revision."""
+
+    source: Literal["hub"] = Field("hub", description="Dataset from the hub or its local cache.")
+    dataset: Literal["squad", "squad_v2", "hotpotqa"] = Field("squad", description="Which dataset.")
+    revision: Commit = Field(description="Full commit hash of the dataset repository.")
+    dev_share: float = Field(
+        0.05, gt=0, lt=1, description="Share of the training articles held out as dev."
+    )
+    seed: int = Field(1, description="Seed of the choice of dev articles.")
+    max_train_questions: Positive | None = Field(
+        None, description="Use at most this many training questions, whole passages; none is all."
+    )
+    max_test_questions: Positive | None = Field(
+        None, description="Use at most this many test questions, whole passages; none is all."
+    )
+
+
+Data = Annotated[PocketData | JsonData | HubData, Field(discriminator="source")]
+
+
+class LengthPolicy(Section):
+    """What to do with a question that does not fit; nothing is ever cut silently."""
+
+    max_source_tokens: Positive = Field(
+        1024, description="Longest source in any receiver's or the encoder's tokens."
+    )
+    over_length: Literal["drop", "error"] = Field(
+        "drop", description="Drop and count longer ones in the data card, or stop."
+    )
+
+
+class PromptFormat(Section):
+    """How a question is put to a receiver."""
+
+    template: str = Field(
+        "{source}\n{question}\n",
+        description="User text with {source} and {question}; wrapped in the chat template if any.",
+    )
+    anchor_text: str = Field("Answer: ", description="Literal text between prompt and answer.")
+    no_answer_text: str = Field(
+        "", description="Gold of an unanswerable question; empty is an immediate end of sequence."
+    )
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> "PromptFormat":
+        for placeholder in ("{source}", "{question}"):
+            if self.template.count(placeholder) != 1:
+                raise ValueError(
+                    f"template must hold {placeholder} exactly once: {self.template!r}"
+                )
+        if self.template.index("{source}") > self.template.index("{question}"):
+            raise ValueError("template must hold {source} before {question}")
+        try:
+            self.template.format(source="", question="")
+        except (KeyError, IndexError, ValueError):
+            raise ValueError(
+                f"other braces in template must be doubled, {{{{ and }}}}: {self.template!r}"
+            ) from None
+        return self
+
+
+class ReceiverSource(StrEnum):
+    bundled = "bundled"
+    pretrain = "pretrain"
+    path = "path"
+    hub = "hub"
+
+
+class Receiver(Section):
+    """A frozen causal language model that answers questions from latents."""
+
+    name: Name = Field(description="Short name used in paths, tables and figures.")
+    source: ReceiverSource = Field(
+        description="bundled (resources/receivers), pretrain (made by the workflow), path, or hub."
+    )
+    path: Path | None = Field(None, description="Directory of a local model (source: path).")
+    repo_id: str | None = Field(None, description="Hub repository (source: hub).")
+    revision: Commit | None = Field(
+        None, description="Full commit hash of the hub repository (source: hub)."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision in which the frozen weights are held."
+    )
+
+    @model_validator(mode="after")
+    def _location(self) -> "Receiver":
+        needed = {"path": ("path",), "hub": ("repo_id", "revision")}.get(self.source, ())
+        faults = [
+            f"{'needs' if key in needed else 'does not take'} the key {key!r}"
+            for key in ("path", "repo_id", "revision")
+            if (getattr(self, key) is None) == (key in needed)
+        ]
+        if faults:
+            raise ValueError(f"source: {self.source} " + " and ".join(faults))
+        return self
+
+
+class Pretraining(Section):
+    """The recipe that makes the pocket receivers (receivers with source: pretrain)."""
+
+    seed: int = Field(1, description="Seed of weights and corpus, disjoint from the data's.")
+    steps: Positive = Field(5000, description="Optimiser steps.")
+    passages_per_step: Positive = Field(
+        16, description="Full-length passages in a step; shorter ones are proportionally more."
+    )
+    matrix_learning_rate: float = Field(4e-3, gt=0, description="Muon, for the weight matrices.")
+    other_learning_rate: float = Field(3e-3, gt=0, description="AdamW, for everything else.")
+    warmup_steps: Positive = Field(50, description="Linear warm-up.")
+    passage_loss_weight: float = Field(
+        0.1, ge=0, description="Weight of passage and question tokens; answer tokens weigh 1."
+    )
+
+
+class Pooling(StrEnum):
+    mean = "mean"
+    last = "last"
+    queries = "queries"
+
+
+class Encoder(Section):
+    """The one trained network that turns source text into latents."""
+
+    backbone: str = Field(
+        "llama",
+        description="Model that the encoder starts from: a receiver's name, a local directory with "
+        "a slash in it, or a hub repository as owner/name@commit.",
+    )
+    bidirectional: bool = Field(True, description="Attend in both directions instead of causally.")
+    pooling: Pooling = Field(
+        Pooling.mean,
+        description="mean or last hidden state of each group of tokens, or a fixed number of "
+        "learned queries.",
+    )
+    num_latents: Positive | None = Field(
+        None, description="Length of the message with pooling: queries; not used otherwise."
+    )
+
+    @model_validator(mode="after")
+    def _latents(self) -> "Encoder":
+        if (self.pooling == Pooling.queries) != (self.num_latents is not None):
+            raise ValueError("num_latents belongs to pooling: queries, and must be set there only")
+        return self
+
+
+class Adapter(Section):
+    """Per-receiver map from latents to soft tokens."""
+
+    hidden_dim: Positive | None = Field(
+        None, description="Width of the hidden layer; none takes twice the receiver's hidden size."
+    )
+    calibration: Literal["embed_rms", "none"] = Field(
+        "embed_rms", description="Start soft tokens at a multiple of the receiver's embedding RMS."
+    )
+    gain: float = Field(
+        10.0, gt=0, description="Start of the learned gain: that multiple; never a clamp."
+    )
+
+
+class Wire(Section):
+    """The trained artefact: encoder and adapters."""
+
+    name: Name = Field("shared", description="Names the wire's folder.")
+    source_mode: Literal["context", "prompt"] = Field(
+        "context",
+        description="context: the question stays text. prompt: the question is inside the latents, "
+        "then the anchor follows.",
+    )
+    target_ratios: list[Ratio] = Field(
+        [4, 8, 16],
+        min_length=1,
+        description="Compression ratios that the wire is trained and evaluated at, each reached "
+        "for every receiver.",
+    )
+    latent_dim: Positive = Field(256, description="Width of a latent vector.")
+    encoder: Encoder = Field(Encoder(), description="The encoder.")
+    adapter: Adapter = Field(Adapter(), description="The adapters.")
+
+
+class Training(Section):
+    """How a wire is trained. Everything counts steps, never seconds."""
+
+    steps: Positive | None = Field(None, description="Optimiser steps; give steps or epochs.")
+    epochs: float | None = Field(None, gt=0, description="Passes over the training set.")
+    passages_per_step: Positive = Field(
+        16, description="Longest passages in a step; shorter ones are proportionally more."
+    )
+    max_questions_per_passage: Positive = Field(
+        16, description="Questions of a passage used together; a random choice if it has more."
+    )
+    matrix_learning_rate: float = Field(3e-3, gt=0, description="Muon, for the weight matrices.")
+    other_learning_rate: float = Field(1e-3, gt=0, description="AdamW, for everything else.")
+    warmup_steps: int = Field(50, ge=0, description="Linear warm-up.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    max_gradient_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
+    cross_entropy_weight: float = Field(1.0, ge=0, description="Weight of the gold answer's loss.")
+    kl_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of KL(teacher || student); teacher = receiver with full text.",
+    )
+    k_token_depth: int = Field(
+        0, ge=0, description="Extra cross-entropy over the first K answer tokens; 0 is off."
+    )
+    first_token_weight: float = Field(
+        0.0, ge=0, description="Extra cross-entropy weight on the first answer token."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 computes under autocast."
+    )
+    log_every_steps: Positive = Field(
+        20, description="A line of metrics.jsonl every so many steps."
+    )
+    dev_every_steps: Positive = Field(
+        500, description="Dev loss every so many steps; the best state on dev is kept."
+    )
+    checkpoint_interval_seconds: float = Field(
+        300, gt=0, description="Seconds between saves of the training state."
+    )
+
+    @model_validator(mode="after")
+    def _length(self) -> "Training":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+
+class Method(StrEnum):
+    text = "text"
+    closed_book = "closed_book"
+    truncate_head = "truncate_head"
+    latent = "latent"
+    control_shuffled = "control_shuffled"
+
+
+class Evaluation(Section):
+    """What is measured on the test split, which is read only here."""
+
+    methods: list[Method] = Field(list(Method), min_length=1, description="Methods to evaluate.")
+    batch_passages: Positive = Field(32, description="Passages answered together.")
+    max_new_tokens: Positive = Field(
+        16, description="Cap on a generated answer, the same for every method."
+    )
+    seed: int = Field(1, description="Seed of the controls.")
+
+    @model_validator(mode="after")
+    def _text(self) -> "Evaluation":
+        if Method.text not in self.methods:
+            raise ValueError("methods must hold 'text': relative_f1 is relative to it")
+        return self
+
+
+class Statistics(Section):
+    """Intervals and tests; passages are the units."""
+
+    confidence: float = Field(0.95, gt=0, lt=1, description="Coverage of the intervals.")
+    resamples: Positive = Field(10000, description="Bootstrap and permutation resamples.")
+    correction: Literal["holm", "fdr_bh", "fdr_by", "bonferroni"] = Field(
+        "holm", description="Correction over the whole declared family."
+    )
+    non_inferiority_margin: float = Field(
+        0.03, gt=0, lt=1, description="Margin as a share of the text score."
+    )
+    family: list[tuple[Method, Method]] = Field(
+        [
+            (Method.latent, Method.truncate_head),
+            (Method.latent, Method.closed_book),
+            (Method.latent, Method.control_shuffled),
+        ],
+        description="Pairs of methods to compare, each per receiver and target ratio; declared "
+        "before the run.",
+    )
+    seed: int = Field(1, description="Seed of the resampling.")
+
+
+class Experiment(Section):
+    """One complete experiment."""
+
+    experiment: Name = Field("pocket", description="Names the folder under results/.")
+    seeds: list[int] = Field([1], min_length=1, description="Training seeds of the shared wire.")
+    threads: Positive = Field(
+        2, description="CPU threads of every stage; part of the numerics, hence set here."
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where models run.")
+    data: Data = Field(PocketData(), description="Where questions come from.")
+    length: LengthPolicy = Field(
+        LengthPolicy(), description="Policy for sources that are too long."
+    )
+    prompt: PromptFormat = Field(PromptFormat(), description="The prompt.")
+    receivers: list[Receiver] = Field(
+        [
+            Receiver(name="llama", source=ReceiverSource.bundled),
+            Receiver(name="qwen", source=ReceiverSource.bundled),
+        ],
+        min_length=1,
+        description="The receivers; a list, in the order of tables and figures.",
+    )
+    pretraining: Pretraining = Field(Pretraining(), description="Recipe of the pocket receivers.")
+    wire: Wire = Field(Wire(), description="The shared wire.")
+    training: Training = Field(Training(steps=1500), description="Training of the wire.")
+    evaluation: Evaluation = Field(Evaluation(), description="Evaluation.")
+    statistics: Statistics = Field(Statistics(), description="Statistics.")
+
+    @model_validator(mode="after")
+    def _agreement(self) -> "Experiment":
+        """Sections that refer to one another; all disagreements are reported together."""
+        faults = [*self._receiver_faults(), *self._repetitions(), *self._family_faults()]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _receiver_faults(self) -> list[str]:
+        names = [receiver.name for receiver in self.receivers]
+        faults = []
+        if len(set(names)) != len(names):
+            faults.append(f"receivers: names must differ, not {names}")
+        backbone = self.wire.encoder.backbone
+        if backbone not in names and "/" not in backbone:
+            faults.append(
+                f"wire.encoder.backbone: {backbone!r} is no receiver of this experiment ({names}); "
+                "otherwise give a directory with a slash in it, such as ./model, or a hub "
+                "repository as owner/name@commit"
+            )
+        return faults
+
+    def _repetitions(self) -> list[str]:
+        lists = {
+            "seeds": self.seeds,
+            "wire.target_ratios": self.wire.target_ratios,
+            "evaluation.methods": self.evaluation.methods,
+            "statistics.family": self.statistics.family,
+        }
+        return [
+            f"{key}: an entry occurs twice in {[str(value) for value in values]}"
+            for key, values in lists.items()
+            if len(set(values)) != len(values)
+        ]
+
+    def _family_faults(self) -> list[str]:
+        missing = {method for pair in self.statistics.family for method in pair} - set(
+            self.evaluation.methods
+        )
+        return [
+            f"statistics.family: compares {method.value!r}, which evaluation.methods does not hold"
+            for method in sorted(missing)
+        ]

@@ -1,0 +1,79 @@
+"""Where an experiment keeps its files; the folder names are a contract with the readers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "dev", "test"]
+NO_WIRE = "none"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one experiment, below `results/<experiment>/`."""
+
+    experiment: str
+    results: Path = Path("results")
+
+    @property
+    def root(self) -> Path:
+        return self.results / self.experiment
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    def split(self, split: Split) -> Path:
+        return self.root / "data" / f"{split}.parquet"
+
+    @property
+    def data_card(self) -> Path:
+        return self.root / "data" / "card.json"
+
+    def receiver(self, receiver: str) -> Path:
+        return self.root / "receivers" / receiver
+
+    def wire(self, wire: str, seed: int) -> Path:
+        return self.root / "wires" / wire / f"seed{seed}"
+
+    def state(self, run: str) -> Path:
+        return self.root / ".state" / run
+
+    def predictions(self, method: str, receiver: str, wire: str = NO_WIRE, seed: int = 0) -> Path:
+        return self.root / "predictions" / method / receiver / wire / f"seed{seed}.parquet"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.csv"
+
+    @property
+    def statistics(self) -> Path:
+        return self.root / "statistics.json"
+
+    @property
+    def statistical_report(self) -> Path:
+        return self.root / "statistical_report.json"
+
+    @property
+    def headline(self) -> Path:
+        return self.root / "results.json"
+
+    @property
+    def provenance(self) -> Path:
+        return self.root / "provenance.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    def figure(self, name: str) -> Path:
+        return self.root / "figures" / f"{name}.svg"
+
+    def table(self, name: str) -> Path:
+        return self.root / "tables" / f"{name}.html"
+
+    def log(self, stage: str) -> Path:
+        return self.root / "logs" / f"{stage}.log"
+
+    def benchmark(self, stage: str) -> Path:
+        return self.root / "benchmarks" / f"{stage}.tsv"

@@ -1,0 +1,112 @@
+"""The stage `receiver`: makes `receivers/<name>/` from a bundled, pretrained, local or hub model."""
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentwire.config import Experiment, ReceiverSource
+from latentwire.config import Receiver as ReceiverConfig
+from latentwire.errors import UserError
+from latentwire.files import whole_file, write_json
+from latentwire.layout import Layout
+from latentwire.receivers.loading import DESCRIPTION, open_model, open_tokenizer
+from latentwire.receivers.pretrain import pretrain_receiver
+
+BUNDLED = Path(__file__).parents[2] / "resources" / "receivers"
+
+logger = logging.getLogger(__name__)
+
+
+def build_receiver(experiment: Experiment, layout: Layout, name: str) -> None:
+    """Prepares one receiver and describes it in `receiver.json`, written last.
+
+    Raises:
+        UserError: if the model or its tokenizer cannot be had.
+    """
+    settings = next(receiver for receiver in experiment.receivers if receiver.name == name)
+    directory = layout.receiver(name)
+    model, revision = ".", None
+    match settings.source:
+        case ReceiverSource.bundled:
+            _copy_bundled(name, directory)
+        case ReceiverSource.pretrain:
+            pretrain_receiver(experiment, layout, name)
+        case ReceiverSource.path:
+            model = str(settings.path.resolve())
+        case ReceiverSource.hub:
+            model, revision = settings.repo_id, _resolve_commit(settings.repo_id, settings.revision)
+    location = model if revision else str((directory / model).resolve())
+    write_json(
+        directory / DESCRIPTION,
+        {
+            "name": name,
+            "source": settings.source,
+            "model": model,
+            "revision": revision,
+            **_describe(location, revision, settings),
+        },
+    )
+
+
+def _describe(location: str, revision: str | None, settings: ReceiverConfig) -> dict[str, Any]:
+    tokenizer = open_tokenizer(location, revision)
+    model = open_model(location, revision, getattr(torch, settings.dtype))
+    embedding = model.get_input_embeddings().weight.float()
+    norms = embedding.norm(dim=1)
+    logger.info("%s: %s, %d parameters", settings.name, type(model).__name__, model.num_parameters())
+    return {
+        "architecture": type(model).__name__,
+        "num_parameters": model.num_parameters(),
+        "vocabulary": len(tokenizer),
+        "max_positions": model.config.max_position_embeddings,
+        "embedding_rms": embedding.square().mean().sqrt().item(),
+        "embedding_norm_mean": norms.mean().item(),
+        "embedding_norm_max": norms.max().item(),
+        "weights_sha256": _weights_checksum(Path(location)),
+    }
+
+
+def _weights_checksum(location: Path) -> str | None:
+    """SHA-256 over the weight files of a folder; a hub commit already pins its files."""
+    if not location.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(location.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _copy_bundled(name: str, directory: Path) -> None:
+    bundled = BUNDLED / name
+    if not bundled.is_dir():
+        available = sorted(path.name for path in BUNDLED.glob("*/")) if BUNDLED.is_dir() else []
+        raise UserError(
+            f"receivers: no bundled receiver is called {name!r}; there are {available}. Use one of "
+            "these names, or another `source`"
+        )
+    for path in sorted(bundled.iterdir()):
+        with whole_file(directory / path.name) as temporary:
+            shutil.copyfile(path, temporary)
+
+
+def _resolve_commit(repo_id: str, revision: str) -> str:
+    """The commit hash of a revision, from the hub or its local cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        # The snapshot folder is named after the commit; one small file is enough to learn it.
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns="config.json")
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"cannot reach {repo_id} at revision {revision!r} on the hub: {error}\nOnline, check the "
+            f"names, and for gated models accept the licence and run `hf auth login`; offline, run "
+            f"`hf download {repo_id} --revision {revision}` beforehand, or use `source: path`"
+        ) from error
+    return Path(folder).name

@@ -1,0 +1,101 @@
+"""Opening a prepared receiver folder: `receiver.json` says where the model is."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from latentwire.config import Experiment
+from latentwire.errors import UserError
+from latentwire.files import read_json
+from latentwire.layout import Layout
+from latentwire.receivers.prompt import Prompt
+from latentwire.receivers.receiver import Receiver
+
+DESCRIPTION = "receiver.json"
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a prepared receiver.
+
+    Raises:
+        UserError: if the receiver is not prepared or has no tokenizer.
+    """
+    location = model_location(directory)
+    return open_tokenizer(**location)
+
+
+def load_receiver(experiment: Experiment, layout: Layout, name: str) -> Receiver:
+    """Loads a prepared receiver, frozen, on the experiment's device.
+
+    Raises:
+        UserError: if the receiver is not prepared, or its weights or tokenizer cannot be read.
+    """
+    settings = next(receiver for receiver in experiment.receivers if receiver.name == name)
+    directory = layout.receiver(name)
+    model = open_model(**model_location(directory), dtype=getattr(torch, settings.dtype))
+    tokenizer = load_tokenizer(directory)
+    template = experiment.prompt.template if experiment.wire.source_mode == "context" else "{source}"
+    prompt = Prompt(tokenizer, template, experiment.prompt.anchor_text)
+    return Receiver(name, model.to(experiment.device), tokenizer, prompt)
+
+
+def model_location(directory: Path) -> dict[str, Any]:
+    """Where a prepared receiver's model is: `location` and `revision` (none for a folder)."""
+    description = read_json(directory / DESCRIPTION)
+    if description["revision"] is not None:
+        return {"location": description["model"], "revision": description["revision"]}
+    return {"location": str((directory / description["model"]).resolve()), "revision": None}
+
+
+def open_tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer from a folder or a hub repository.
+
+    Raises:
+        UserError: if there is none, or it is not a fast tokenizer with an end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    except Exception as error:  # transformers raises many kinds for the same absence
+        raise UserError(_advice(location, "tokenizer", error)) from error
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer in {location} must be a fast tokenizer with an end-of-sequence token; "
+            "save one with `tokenizer.save_pretrained` from a `PreTrainedTokenizerFast`"
+        )
+    return tokenizer
+
+
+def open_model(location: str, revision: str | None, dtype: torch.dtype):
+    """Loads a causal language model from safetensors, without remote code.
+
+    Raises:
+        UserError: if it cannot be loaded.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+        )
+    except Exception as error:  # transformers raises many kinds for the same absence
+        raise UserError(_advice(location, "model", error)) from error
+
+
+def _advice(location: str, part: str, error: Exception) -> str:
+    if Path(location).is_dir():
+        fix = (
+            f"a receiver folder holds config.json, model.safetensors and tokenizer.json, as "
+            f"`save_pretrained` of model and tokenizer write them; it has: "
+            f"{', '.join(sorted(path.name for path in Path(location).iterdir())) or 'nothing'}"
+        )
+    else:
+        fix = (
+            "check the repository and the revision; gated models need `hf auth login` and the "
+            "licence accepted on the hub; offline, download it first with `hf download`"
+        )
+    return f"cannot load the {part} of {location}: {error}\n{fix}"

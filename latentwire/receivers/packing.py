@@ -1,0 +1,97 @@
+"""Several questions about one source in one sequence.
+
+Shapes: B sources, P prefix positions (prompt head and source), Q packed positions, T targets.
+
+All questions of a source are laid out behind its prefix. A position sees the prefix and the
+earlier positions of its own question, never another question, and positions are counted as if each
+question stood alone. The outcome is therefore the same as for one question per sequence, at the
+cost of reading the source once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedQuestions:
+    """Questions with their answers, packed row by row.
+
+    Attributes:
+        ids: `[B, Q]` token ids.
+        segments: `[B, Q]` index of the question within its row, -1 where padded.
+        offsets: `[B, Q]` position within the question.
+        target_rows, target_columns: `[T]` where each answer token is predicted: the position
+            before it.
+        target_ids: `[T]` the answer tokens, end-of-sequence included.
+        target_answers: `[T]` the number of the answer that each target belongs to, counted over
+            the rows in order.
+    """
+
+    ids: Tensor
+    segments: Tensor
+    offsets: Tensor
+    target_rows: Tensor
+    target_columns: Tensor
+    target_ids: Tensor
+    target_answers: Tensor
+
+    def to(self, device: torch.device) -> "PackedQuestions":
+        return PackedQuestions(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+
+
+def pack_questions(
+    rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]], pad_id: int
+) -> PackedQuestions:
+    """Packs `(question ids, answer ids)` pairs of each row.
+
+    The last answer token is predicted but never read, so it takes no position.
+    """
+    width = max(sum(len(question) + len(answer) - 1 for question, answer in row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    segments = torch.full((len(rows), width), -1)
+    offsets = torch.zeros((len(rows), width), dtype=torch.long)
+    targets: list[tuple[int, int, int, int]] = []
+    num_answers = 0
+    for row_index, row in enumerate(rows):
+        start = 0
+        for segment, (question, answer) in enumerate(row):
+            tokens = [*question, *answer[:-1]]
+            end = start + len(tokens)
+            ids[row_index, start:end] = torch.tensor(tokens)
+            segments[row_index, start:end] = segment
+            offsets[row_index, start:end] = torch.arange(len(tokens))
+            first = start + len(question) - 1
+            targets += [(row_index, first + i, token, num_answers) for i, token in enumerate(answer)]
+            num_answers += 1
+            start = end
+    return PackedQuestions(ids, segments, offsets, *torch.tensor(targets).T.contiguous())
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Right-pads token ids; returns ids `[B, S]` and the mask of real tokens `[B, S]`."""
+    width = max((len(row) for row in rows), default=0)
+    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], dtype=torch.long)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids.view(len(rows), width), torch.arange(width) < lengths[:, None]
+
+
+def packed_positions(prefix_mask: Tensor, packed: PackedQuestions) -> Tensor:
+    """Position ids `[B, P + Q]`: every question continues its own row's prefix."""
+    prefix = (prefix_mask.cumsum(1) - 1).clamp(min=0)
+    return torch.cat([prefix, prefix_mask.sum(1, keepdim=True) + packed.offsets], dim=1)
+
+
+def packed_attention_mask(prefix_mask: Tensor, packed: PackedQuestions) -> Tensor:
+    """Boolean mask `[B, 1, P + Q, P + Q]`, true where a position may look."""
+    _, num_prefix = prefix_mask.shape
+    length = num_prefix + packed.ids.shape[1]
+    # The prefix counts as segment -2, which every question may see; padding sees only itself.
+    segments = torch.cat([torch.where(prefix_mask, -2, -1), packed.segments], dim=1)
+    queries, keys = segments[:, :, None], segments[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    visible = (keys == -2) | ((keys == queries) & (keys >= 0))
+    itself = torch.eye(length, dtype=torch.bool, device=segments.device)
+    return ((visible & causal) | itself)[:, None]

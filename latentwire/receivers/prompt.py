@@ -1,0 +1,78 @@
+"""How a question is put to a receiver: text around the source, tokenised once and the same way
+everywhere.
+
+A prompt is `head + source + tail(question)`, and the answer follows. The source is tokenised by
+itself, so that soft tokens can take exactly the place of its tokens.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+_SOURCE_MARK, _QUESTION_MARK = "\ue000", "\ue001"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids of every part of a prompt, for one receiver's tokenizer.
+
+    Args:
+        tokenizer: the receiver's tokenizer. Its chat template, if it has one, wraps the template
+            as the user's turn, and the anchor opens the assistant's.
+        template: text with `{source}` and, unless the question is inside the source, `{question}`.
+        anchor: literal text between the prompt and the answer. White space at its end belongs to
+            the first answer token, as tokenizers with word-initial spaces have it.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    anchor: str
+    head_ids: tuple[int, ...] = field(init=False)
+    _tail: str = field(init=False)
+    _answer_space: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        text = self.template.format(source=_SOURCE_MARK, question=_QUESTION_MARK)
+        has_chat_template = self.tokenizer.chat_template is not None
+        if has_chat_template:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+        head, tail = text.split(_SOURCE_MARK)
+        tail += self.anchor
+        head_ids = self.tokenizer.encode(head, add_special_tokens=False)
+        if not has_chat_template and self.tokenizer.bos_token_id is not None:
+            head_ids = [self.tokenizer.bos_token_id, *head_ids]
+        object.__setattr__(self, "head_ids", tuple(head_ids))
+        object.__setattr__(self, "_tail", tail.rstrip(" "))
+        object.__setattr__(self, "_answer_space", tail[len(tail.rstrip(" ")) :])
+
+    def source_ids(self, sources: list[str]) -> list[list[int]]:
+        """Token ids of source texts, no special tokens, nothing cut."""
+        return self._encode(sources)
+
+    def question_ids(self, questions: list[str]) -> list[list[int]]:
+        """Token ids of all that stands between source and answer, the anchor included."""
+        # The chat template's own control tokens must stay tokens, those in a user's text must not.
+        before, _, after = self._tail.partition(_QUESTION_MARK)
+        if not after:
+            return [self.tokenizer.encode(before, add_special_tokens=False)] * len(questions)
+        if self.tokenizer.chat_template is None:
+            return self._encode([before + question + after for question in questions])
+        opening = self._encode([before + question for question in questions])
+        closing = self.tokenizer.encode(after, add_special_tokens=False)
+        return [[*ids, *closing] for ids in opening]
+
+    def answer_ids(self, answers: list[str]) -> list[list[int]]:
+        """Token ids of answers, each closed by the end-of-sequence token.
+
+        An empty answer is the end-of-sequence token alone.
+        """
+        eos = self.tokenizer.eos_token_id
+        texts = [self._answer_space + answer if answer else "" for answer in answers]
+        return [[*ids, eos] for ids in self._encode(texts)]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -1,0 +1,178 @@
+"""A frozen causal language model that answers questions about a source, given as text or as soft
+tokens.
+
+Shapes: B sources, S source positions, Q packed question positions, T answer tokens, N questions,
+D embedding width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from latentwire.receivers.packing import (
+    PackedQuestions,
+    pack_questions,
+    packed_attention_mask,
+    packed_positions,
+    pad_rows,
+)
+from latentwire.receivers.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Source:
+    """What stands between the prompt's head and tail.
+
+    Attributes:
+        embeddings: `[B, S, D]`, in the receiver's embedding space.
+        mask: `[B, S]`, true where real; real positions come first.
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+
+
+class Receiver:
+    """A frozen receiver: weights without gradient, in evaluation mode.
+
+    Args:
+        name: the receiver's name in the experiment.
+        model: a causal language model of `transformers`.
+        tokenizer: its tokenizer.
+        prompt: how questions are put to it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: Prompt,
+    ) -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.prompt = prompt
+        self._embed = model.get_input_embeddings()
+        eos = model.generation_config.eos_token_id if model.generation_config else None
+        self._stop_ids = {tokenizer.eos_token_id, *([eos] if isinstance(eos, int) else eos or [])}
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def embedding_dim(self) -> int:
+        return self._embed.weight.shape[1]
+
+    @property
+    def embedding_rms(self) -> float:
+        """Root mean square of the entries of the embedding matrix."""
+        return self._embed.weight.float().square().mean().sqrt().item()
+
+    @property
+    def pad_id(self) -> int:
+        pad_id = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad_id is None else pad_id
+
+    def text_source(self, source_ids: Sequence[Sequence[int]]) -> Source:
+        """Embeds source tokens, right-padded."""
+        ids, mask = pad_rows(source_ids, self.pad_id)
+        return Source(self._embed(ids.to(self.device)), mask.to(self.device))
+
+    def pack(
+        self, rows: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]
+    ) -> PackedQuestions:
+        """Packs `(question ids, answer ids)` pairs, one row per source."""
+        return pack_questions(rows, self.pad_id).to(self.device)
+
+    def answer_logits(self, source: Source, packed: PackedQuestions) -> Tensor:
+        """Logits `[T, V]` at the positions that predict each answer token, and only there."""
+        hidden, num_prefix, _ = self._read(source, packed)
+        return self._head(hidden, num_prefix, packed)
+
+    @torch.no_grad()
+    def generate(
+        self, source: Source, packed: PackedQuestions, max_new_tokens: int
+    ) -> list[list[int]]:
+        """Answers every packed question greedily.
+
+        All questions of a source are decoded side by side over one shared prefix; each sees what it
+        would see alone.
+
+        Args:
+            packed: questions; their answers are not read beyond the first target position.
+            max_new_tokens: the same cap for every answer.
+
+        Returns:
+            Token ids of the N answers in packed order, without the end-of-sequence token.
+        """
+        first = torch.cat([packed.target_answers.new_ones(1), packed.target_answers.diff()]) > 0
+        rows, columns = packed.target_rows[first], packed.target_columns[first]
+        questions = packed.segments[rows, columns]
+        hidden, num_prefix, cache = self._read(source, packed, use_cache=True)
+        next_ids = self.model.lm_head(hidden[rows, num_prefix + columns]).argmax(-1)
+        mask, positions = self._prefix_mask(source), packed.offsets[rows, columns]
+        # Every step appends a block with one column per question of a row. A column sees the prefix
+        # and what carries its own question's number.
+        batch, width = len(mask), int(questions.max()) + 1
+        grid = torch.arange(width, device=self.device).expand(batch, width)
+        seen = torch.cat([torch.where(mask, -2, -1), packed.segments], dim=1)
+        grid_positions = mask.sum(1, keepdim=True).repeat(1, width)
+        grid_positions[rows, questions] += positions
+        answers: list[list[int]] = [[] for _ in range(len(rows))]
+        running = torch.ones(len(rows), dtype=torch.bool)
+        for step in range(max_new_tokens):
+            for index, token in enumerate(next_ids.tolist()):
+                if running[index] and token in self._stop_ids:
+                    running[index] = False
+                elif running[index]:
+                    answers[index].append(token)
+            if not running.any() or step + 1 == max_new_tokens:
+                break
+            ids = torch.full((batch, width), self.pad_id, device=self.device)
+            ids[rows, questions] = next_ids
+            seen = torch.cat([seen, grid], dim=1)
+            visible = (seen[:, None] == -2) | (seen[:, None] == grid[:, :, None])
+            grid_positions = grid_positions + 1
+            output = self.model.model(
+                inputs_embeds=self._embed(ids),
+                attention_mask=visible[:, None],
+                position_ids=grid_positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = output.past_key_values
+            next_ids = self.model.lm_head(output.last_hidden_state[rows, questions]).argmax(-1)
+        return answers
+
+    def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        """Answer texts, outer white space removed."""
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _prefix_mask(self, source: Source) -> Tensor:
+        head = source.mask.new_ones(len(source.mask), len(self.prompt.head_ids))
+        return torch.cat([head, source.mask], dim=1)
+
+    def _read(self, source: Source, packed: PackedQuestions, use_cache: bool = False):
+        """Runs the model over prefix and questions; `(hidden [B, P + Q, D], P, cache)`."""
+        head_ids = torch.tensor(self.prompt.head_ids, dtype=torch.long, device=self.device)
+        head = self._embed(head_ids).expand(len(source.mask), -1, -1)
+        source_embeddings = source.embeddings.to(head.dtype)
+        mask = self._prefix_mask(source)
+        output = self.model.model(
+            inputs_embeds=torch.cat([head, source_embeddings, self._embed(packed.ids)], dim=1),
+            attention_mask=packed_attention_mask(mask, packed),
+            position_ids=packed_positions(mask, packed),
+            use_cache=use_cache,
+        )
+        return output.last_hidden_state, mask.shape[1], output.past_key_values
+
+    def _head(self, hidden: Tensor, num_prefix: int, packed: PackedQuestions) -> Tensor:
+        return self.model.lm_head(
+            hidden[packed.target_rows, num_prefix + packed.target_columns]
+        ).float()

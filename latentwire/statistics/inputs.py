@@ -1,0 +1,157 @@
+"""The prediction files that a configuration implies, checked and brought into one order."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from latentwire.config import Experiment, Method
+from latentwire.errors import UserError
+from latentwire.evaluation.predictions import read_predictions
+from latentwire.layout import NO_WIRE, Layout
+from latentwire.statistics.clusters import Floats
+
+TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head)
+WITHOUT_RATIO = (Method.text, Method.closed_book)
+SCORES = ("em", "f1", "nll", "first_token_correct")
+COUNTS = ("source_tokens", "prompt_tokens", "soft_tokens", "payload_bytes")
+TIMES = ("encode_seconds", "answer_seconds")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The rows of one method on one receiver at one target ratio and seed, sorted by example.
+
+    Attributes:
+        seed: training seed of the wire; 0 for methods without one.
+        example_ids, passages, tasks: `[examples]`.
+        columns: `[examples]` for each of SCORES, COUNTS and TIMES, and `ratio`, which is NaN where
+            nothing stands for the source.
+    """
+
+    method: Method
+    receiver: str
+    sender: str
+    wire: str
+    target_ratio: float | None
+    source_mode: str
+    question_aware: bool
+    seed: int
+    example_ids: NDArray[np.str_]
+    passages: NDArray[np.str_]
+    tasks: NDArray[np.str_]
+    columns: dict[str, Floats]
+
+
+def read_answers(experiment: Experiment, layout: Layout, receiver: str) -> list[Answers]:
+    """All answers of a receiver; every entry holds the same examples in the same order.
+
+    Raises:
+        UserError: if a file that the configuration implies is missing or malformed, lacks examples
+            or target ratios that it should hold, repeats an example, or holds a score that is not a
+            number.
+    """
+    answers: list[Answers] = []
+    for method in experiment.evaluation.methods:
+        for wire, seed in _runs(experiment, method):
+            path = layout.predictions(method, receiver, wire, seed)
+            table = read_predictions(path)
+            for target_ratio in _target_ratios(experiment, method, table, path):
+                rows = _rows(table, target_ratio)
+                answers.append(_answers(rows, method, receiver, seed, target_ratio, path))
+                _check_same_examples(answers[0], answers[-1], path)
+    return answers
+
+
+def _runs(experiment: Experiment, method: Method) -> list[tuple[str, int]]:
+    if method in TEXT_METHODS:
+        return [(NO_WIRE, 0)]
+    return [(experiment.wire.name, seed) for seed in experiment.seeds]
+
+
+def _target_ratios(
+    experiment: Experiment, method: Method, table: pa.Table, path: Path
+) -> list[float | None]:
+    expected: list[float | None] = (
+        [None] if method in WITHOUT_RATIO else [float(r) for r in experiment.wire.target_ratios]
+    )
+    found = table["target_ratio"].unique().to_pylist()
+    if set(found) != set(expected):
+        raise UserError(
+            f"{path} holds the target ratios {found}, but the configuration (wire.target_ratios) "
+            f"asks for {expected}; run the stage `evaluate` again"
+        )
+    return expected
+
+
+def _rows(table: pa.Table, target_ratio: float | None) -> pa.Table:
+    column = table["target_ratio"]
+    wanted = [value == target_ratio for value in column.to_pylist()]
+    return table.filter(pa.array(wanted)).sort_by("example_id")
+
+
+def _answers(
+    rows: pa.Table,
+    method: Method,
+    receiver: str,
+    seed: int,
+    target_ratio: float | None,
+    path: Path,
+) -> Answers:
+    example_ids = _strings(rows, "example_id")
+    if len(np.unique(example_ids)) != len(example_ids):
+        raise UserError(f"{path} repeats an example at target ratio {target_ratio}; evaluate again")
+    return Answers(
+        method=method,
+        receiver=receiver,
+        sender=rows["sender"][0].as_py() or "",
+        wire=rows["wire"][0].as_py() or NO_WIRE,
+        target_ratio=target_ratio,
+        source_mode=rows["source_mode"][0].as_py() or "",
+        question_aware=bool(rows["question_aware"][0].as_py()),
+        seed=seed,
+        example_ids=example_ids,
+        passages=_strings(rows, "passage_id"),
+        tasks=_strings(rows, "task"),
+        columns={name: _numbers(rows, name, path) for name in (*SCORES, *COUNTS, *TIMES)}
+        | {"ratio": _float_column(rows, "ratio")},
+    )
+
+
+def _strings(rows: pa.Table, name: str) -> NDArray[np.str_]:
+    return np.array(rows[name].to_pylist(), dtype=np.str_)
+
+
+def _numbers(rows: pa.Table, name: str, path: Path) -> Floats:
+    values = _float_column(rows, name)
+    if not np.isfinite(values).all():
+        worst = rows["example_id"][int(np.argmin(np.isfinite(values)))].as_py()
+        raise UserError(
+            f"{path}: {name} is missing or not a finite number for example {worst!r}; "
+            "run the stage `evaluate` again"
+        )
+    return values
+
+
+def _float_column(rows: pa.Table, name: str) -> Floats:
+    """Null becomes NaN."""
+    return rows[name].cast(pa.float64()).to_numpy()
+
+
+def _check_same_examples(reference: Answers, answers: Answers, path: Path) -> None:
+    expected, found = set(reference.example_ids), set(answers.example_ids)
+    if expected != found:
+        examples = sorted(map(str, expected ^ found))
+        raise UserError(
+            f"{path}: at target ratio {answers.target_ratio} {len(expected - found)} examples are "
+            f"missing and {len(found - expected)} are too many compared with the method "
+            f"{reference.method.value!r}, for example {examples[:3]}; run `evaluate` again"
+        )
+    for name in ("passages", "tasks"):
+        if not np.array_equal(getattr(reference, name), getattr(answers, name)):
+            raise UserError(
+                f"{path}: {name} differ from those of the method {reference.method.value!r}; "
+                "run the stage `evaluate` again"
+            )

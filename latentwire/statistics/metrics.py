@@ -1,0 +1,154 @@
+"""The metrics table: every measured quantity with its interval over passages, in tidy form."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentwire.config import Experiment, Method
+from latentwire.files import whole_file
+from latentwire.layout import Layout
+from latentwire.statistics.bootstrap import Estimate, bootstrap_cis
+from latentwire.statistics.clusters import Floats
+from latentwire.statistics.inputs import TIMES, Answers, read_answers
+
+COLUMNS = (
+    "experiment",
+    "task",
+    "method",
+    "receiver",
+    "sender",
+    "wire",
+    "target_ratio",
+    "ratio",
+    "source_mode",
+    "question_aware",
+    "seed",
+    "metric",
+    "value",
+    "ci_low",
+    "ci_high",
+    "n",
+    "n_clusters",
+)
+ALL_TASKS = "all"
+MEANS = {
+    "em": "em",
+    "f1": "f1",
+    "nll": "nll",
+    "first_token_accuracy": "first_token_correct",
+    "source_tokens": "source_tokens",
+    "prompt_tokens": "prompt_tokens",
+    "payload_bytes": "payload_bytes",
+} | {name: name for name in TIMES}
+"""Metrics that are means over questions, and their prediction columns."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A metric as sum(numerator) / sum(denominator) over examples.
+
+    Attributes:
+        numerator, denominator: `[examples]`.
+    """
+
+    metric: str
+    numerator: Floats
+    denominator: Floats
+
+
+def write_metrics(experiment: Experiment, layout: Layout) -> None:
+    """Writes `metrics.csv`: a row per task, method, receiver, target ratio, seed and metric.
+
+    Intervals are percentile intervals of a bootstrap over passages, given the training seed. An
+    empty value or interval is one that cannot be estimated: no variation between passages, a single
+    passage, or a division by zero.
+
+    Raises:
+        UserError: if a prediction file is missing or does not hold what the configuration implies.
+    """
+    rows = [
+        row
+        for receiver in experiment.receivers
+        for row in _receiver_rows(experiment, read_answers(experiment, layout, receiver.name))
+    ]
+    with (
+        whole_file(layout.metrics) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _receiver_rows(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, object]]:
+    tasks = answers[0].tasks
+    text_f1 = next(own.columns["f1"] for own in answers if own.method == Method.text)
+    for task in dict.fromkeys((ALL_TASKS, *map(str, np.unique(tasks)))):
+        members = np.ones(len(tasks), dtype=bool) if task == ALL_TASKS else tasks == task
+        measured = [
+            (own, quantity) for own in answers for quantity in _quantities(own, text_f1, members)
+        ]
+        estimates = bootstrap_cis(
+            np.column_stack([quantity.numerator for _, quantity in measured]),
+            np.column_stack([quantity.denominator for _, quantity in measured]),
+            clusters=answers[0].passages[members],
+            confidence=experiment.statistics.confidence,
+            n_resamples=experiment.statistics.resamples,
+            random_state=experiment.statistics.seed,
+        )
+        for (own, quantity), estimate in zip(measured, estimates, strict=True):
+            ratio = _measured_ratio(own, members)
+            yield {"experiment": experiment.experiment, "task": task} | _row(
+                own, quantity.metric, ratio, estimate
+            )
+
+
+def _quantities(answers: Answers, text_f1: Floats, members: np.ndarray) -> list[Quantity]:
+    columns = {name: values[members] for name, values in answers.columns.items()}
+    ones = np.ones(int(members.sum()))
+    quantities = [Quantity(metric, columns[name], ones) for metric, name in MEANS.items()]
+    quantities.append(Quantity("relative_f1", columns["f1"], text_f1[members]))
+    if (positions := _positions(answers)) is not None:
+        quantities.append(Quantity("ratio", columns["source_tokens"], positions[members]))
+    return quantities
+
+
+def _positions(answers: Answers) -> Floats | None:
+    """Vectors or tokens in place of the source, `[examples]`; none where nothing stands for it."""
+    soft_tokens, ratio = answers.columns["soft_tokens"], answers.columns["ratio"]
+    if np.isnan(ratio).all():
+        return None
+    kept_tokens = np.nan_to_num(np.rint(answers.columns["source_tokens"] / ratio))
+    return np.where(soft_tokens > 0, soft_tokens, kept_tokens)
+
+
+def _measured_ratio(answers: Answers, members: np.ndarray) -> float | None:
+    positions = _positions(answers)
+    if positions is None or not positions[members].any():
+        return None
+    return float(answers.columns["source_tokens"][members].sum() / positions[members].sum())
+
+
+def _row(
+    answers: Answers, metric: str, ratio: float | None, estimate: Estimate
+) -> dict[str, object]:
+    low, high = estimate.ci or (None, None)
+    return {
+        "method": answers.method.value,
+        "receiver": answers.receiver,
+        "sender": answers.sender,
+        "wire": answers.wire,
+        "target_ratio": answers.target_ratio,
+        "ratio": ratio,
+        "source_mode": answers.source_mode,
+        "question_aware": answers.question_aware,
+        "seed": answers.seed,
+        "metric": metric,
+        "value": estimate.value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": estimate.n,
+        "n_clusters": estimate.n_clusters,
+    }

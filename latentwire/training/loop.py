@@ -1,0 +1,162 @@
+"""The training loop that every trained part shares: schedule, saves, signals, metrics, resume."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.training.optimisers import learning_rate_factor, make_optimisers
+from latentwire.training.progress import MetricsLog, Progress
+from latentwire.training.state import StateDirectory
+
+STATE_METRICS = "metrics.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    """What is trained. Steps are pure functions of their number, so that a run can resume."""
+
+    module: nn.Module
+
+    def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """The losses of a step, `loss` the one to minimise, and counts to log (`examples`, `tokens`)."""
+
+    def dev(self) -> dict[str, float]:
+        """Measures on the dev split; empty if the task has none."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train; everything counts steps except the interval of saves."""
+
+    num_steps: int
+    warmup_steps: int
+    matrix_learning_rate: float
+    other_learning_rate: float
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 1.0
+    log_every_steps: int = 20
+    dev_every_steps: int = 500
+    checkpoint_interval_seconds: float = 300
+
+
+class Interrupted(SystemExit):
+    """Training was asked to end; its state is saved. Carries 128 + the signal's number."""
+
+
+def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
+    """Trains a task to its last step, from its saved state if there is one.
+
+    Returns:
+        The metrics file in the state folder, one JSON line per logged step.
+
+    Raises:
+        Interrupted: after TERM, INT or USR1, once the state is saved at a step boundary.
+        UserError: if the saved state cannot be continued.
+    """
+    parameters = [(name, p) for name, p in task.module.named_parameters() if p.requires_grad]
+    optimisers = make_optimisers(
+        parameters,
+        schedule.matrix_learning_rate,
+        schedule.other_learning_rate,
+        schedule.weight_decay,
+    )
+    first_step, examples, offset = _resume(task, optimisers, state)
+    metrics = MetricsLog(state.path / STATE_METRICS, offset)
+    progress = Progress(first_step, schedule.num_steps)
+    trainable = [parameter for _, parameter in parameters]
+    last_save, logged_tokens, logged_at = time.monotonic(), 0, 0.0
+
+    def save(step: int) -> None:
+        state.save(
+            {
+                "step": step,
+                "examples": examples,
+                "metrics_bytes": metrics.sync(),
+                "module": _trained_state(task.module),
+                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+            }
+        )
+
+    with _SignalFlag() as stop:
+        for step in range(first_step, schedule.num_steps):
+            factor = learning_rate_factor(step, schedule.num_steps, schedule.warmup_steps)
+            rates = (schedule.matrix_learning_rate, schedule.other_learning_rate)
+            for optimiser, rate in zip(optimisers, rates, strict=True):
+                optimiser.param_groups[0]["lr"] = rate * factor
+            losses, counts = task.losses(step)
+            losses["loss"].backward()
+            norm = nn.utils.clip_grad_norm_(trainable, schedule.max_gradient_norm)
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad()
+            examples += counts["examples"]
+            logged_tokens += counts["tokens"]
+            done = step + 1
+            is_last = done == schedule.num_steps
+            if done % schedule.log_every_steps == 0 or is_last:
+                row: dict[str, float] = {"step": done, "examples": examples}
+                row |= {name: value.item() for name, value in losses.items()}
+                row |= {"learning_rate": rates[0] * factor, "gradient_norm": norm.item()}
+                if done % schedule.dev_every_steps == 0 or is_last:
+                    row |= task.dev()
+                progress.report(done, row)
+                seconds = progress.seconds
+                row["seconds"] = round(seconds, 3)
+                row["tokens_per_second"] = round(logged_tokens / (seconds - logged_at))
+                metrics.write(row)
+                logged_tokens, logged_at = 0, seconds
+            due = time.monotonic() - last_save > schedule.checkpoint_interval_seconds
+            if (due or stop.signal) and not is_last:
+                save(done)
+                last_save = time.monotonic()
+            if stop.signal and not is_last:
+                logger.warning("stopped by %s after step %d; the state is saved", stop.signal, done)
+                raise Interrupted(128 + stop.signal)
+    metrics.close()
+    return state.path / STATE_METRICS
+
+
+def _resume(
+    task: Task, optimisers: list[torch.optim.Optimizer], state: StateDirectory
+) -> tuple[int, int, int]:
+    """Restores a saved run; returns its step, examples seen, and the length of its metrics."""
+    saved = state.load()
+    if saved is None:
+        return 0, 0, 0
+    task.module.load_state_dict(saved["module"], strict=False)
+    for optimiser, optimiser_state in zip(optimisers, saved["optimisers"], strict=True):
+        optimiser.load_state_dict(optimiser_state)
+    logger.info("resuming after step %d", saved["step"])
+    return saved["step"], saved["examples"], saved["metrics_bytes"]
+
+
+def _trained_state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items()}
+
+
+class _SignalFlag:
+    """Notes a signal for the length of the training; the old handlers come back after it."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Callable | int | None] = {}
+
+    def __enter__(self) -> "_SignalFlag":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            self._handlers[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self.signal = signal.Signals(number)

@@ -1,0 +1,61 @@
+"""Losses over answer tokens.
+
+Shapes: T answer tokens of a batch, V vocabulary. Row t of the logits predicts `target_ids[t]`; no
+label is shifted here or anywhere else.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentwire.config import Training
+from latentwire.receivers.packing import PackedQuestions
+
+
+def answer_loss(
+    logits: Tensor, teacher_logits: Tensor | None, packed: PackedQuestions, settings: Training
+) -> dict[str, Tensor]:
+    """The training objective and its parts.
+
+    Args:
+        logits: `[T, V]` of the receiver reading soft tokens.
+        teacher_logits: `[T, V]` of the same receiver reading the text; none without KL.
+        packed: the questions that the logits answer.
+        settings: the weights.
+
+    Returns:
+        `loss`, `cross_entropy` and, where used, `kl`, `first_token` and `k_token`; scalars in nats
+        per answer token.
+    """
+    token_loss = F.cross_entropy(logits, packed.target_ids, reduction="none")
+    parts = {"cross_entropy": token_loss.mean()}
+    loss = settings.cross_entropy_weight * parts["cross_entropy"]
+    depth = answer_token_index(packed.target_answers)
+    if settings.first_token_weight:
+        parts["first_token"] = token_loss[depth == 0].mean()
+        loss = loss + settings.first_token_weight * parts["first_token"]
+    if settings.k_token_depth:
+        parts["k_token"] = token_loss[depth < settings.k_token_depth].mean()
+        loss = loss + parts["k_token"]
+    if teacher_logits is not None:
+        parts["kl"] = kl_divergence(teacher_logits, logits)
+        loss = loss + settings.kl_weight * parts["kl"]
+    return {"loss": loss, **parts}
+
+
+def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """KL(teacher || student) at temperature 1, mean over rows, in nats."""
+    return F.kl_div(
+        student_logits.log_softmax(-1),
+        teacher_logits.log_softmax(-1),
+        log_target=True,
+        reduction="batchmean",
+    )
+
+
+def answer_token_index(target_answers: Tensor) -> Tensor:
+    """Position `[T]` of each target within its answer, from the answer number of each target."""
+    starts = torch.ones_like(target_answers, dtype=torch.bool)
+    starts[1:] = target_answers[1:] != target_answers[:-1]
+    position = torch.arange(len(target_answers), device=target_answers.device)
+    return position - torch.where(starts, position, 0).cummax(0).values

@@ -1,0 +1,86 @@
+"""The encoder: source text to latents.
+
+Shapes: B sources, S tokens, M latents of the longest message, H hidden width, L latent_dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from latentwire.config import Encoder as EncoderConfig
+from latentwire.config import Pooling
+from latentwire.wire.pooling import pool
+
+
+@dataclass(frozen=True)
+class EncodedSources:
+    """Token states of sources, from which latents of any ratio are pooled.
+
+    Attributes:
+        hidden: `[B, S, H]`.
+        mask: `[B, S]` true where a token is real.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+
+
+class Encoder(nn.Module):
+    """A transformer's token states, pooled over contiguous groups and projected to latents.
+
+    Pooling follows "Simple Context Compression" (arXiv 2510.20797); learned queries at the end of
+    the source are the memory tokens of ICAE (arXiv 2307.06945).
+
+    Args:
+        backbone: a transformer without language-model head.
+        config: pooling and direction of attention.
+        latent_dim: width of a latent vector.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, config: EncoderConfig, latent_dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        hidden_size = backbone.config.hidden_size
+        self.project = nn.Linear(hidden_size, latent_dim)
+        if config.pooling == Pooling.queries:
+            self.queries = nn.Parameter(torch.randn(config.num_latents, hidden_size) * 0.02)
+
+    def read(self, ids: Tensor, mask: Tensor) -> EncodedSources:
+        """Reads right-padded source tokens `[B, S]` once; padding changes nothing."""
+        embeddings = self.backbone.get_input_embeddings()(ids)
+        if self.config.pooling == Pooling.queries:
+            embeddings, mask = self._append_queries(embeddings, mask)
+        length = embeddings.shape[1]
+        itself = torch.eye(length, dtype=torch.bool, device=ids.device)
+        visible = mask[:, None, :] | itself
+        if not self.config.bidirectional:
+            visible = visible & torch.ones_like(itself).tril()
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        hidden = self.backbone(
+            inputs_embeds=embeddings,
+            attention_mask=visible[:, None],
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state
+        return EncodedSources(hidden, mask)
+
+    def latents(self, sources: EncodedSources, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents `[B, M, L]` and their mask `[B, M]`, `groups` `[B]` of them for each source.
+
+        With learned queries every source has `num_latents`, whatever `groups` says.
+        """
+        if self.config.pooling == Pooling.queries:
+            pooled = sources.hidden[:, -self.config.num_latents :]
+            mask = torch.ones(pooled.shape[:2], dtype=torch.bool, device=pooled.device)
+        else:
+            pooled, mask = pool(sources.hidden, sources.mask, groups, self.config.pooling)
+        return self.project(pooled), mask
+
+    def _append_queries(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        batch, num_latents = len(embeddings), self.config.num_latents
+        queries = self.queries.to(embeddings.dtype).expand(batch, -1, -1)
+        real = mask.new_ones(batch, num_latents)
+        return torch.cat([embeddings, queries], dim=1), torch.cat([mask, real], dim=1)

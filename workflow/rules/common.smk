@@ -1,0 +1,249 @@
+# What the rules share: the experiment, its paths, and what each stage depends on besides its files.
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+
+from latentwire.config import Experiment, Method, ReceiverSource
+from latentwire.errors import UserError
+from latentwire.files import write_text
+from latentwire.fingerprint import code_fingerprint
+from latentwire.layout import Layout
+
+# A stage runs under the interpreter that runs Snakemake, whether its environment is active or not.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def load_experiment(values):
+    try:
+        return Experiment.model_validate(values)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+EXPERIMENT = load_experiment(config)
+LAYOUT = Layout(EXPERIMENT.experiment)
+# Saving more often changes when a training is saved, not what it makes.
+SETTINGS = EXPERIMENT.model_dump(
+    mode="json", exclude={"training": {"checkpoint_interval_seconds"}}
+)
+RECEIVERS = [receiver.name for receiver in EXPERIMENT.receivers]
+TEXT_METHODS = [
+    method
+    for method in (Method.text, Method.closed_book, Method.truncate_head)
+    if method in EXPERIMENT.evaluation.methods
+]
+WIRE_METHODS = [
+    method for method in EXPERIMENT.evaluation.methods if method not in TEXT_METHODS
+]
+NUM_GPUS = 1 if EXPERIMENT.device == "cuda" else 0
+FIGURES = ["quality", "tasks", "ratio", "controls", "training", "cost"]
+
+# The module that runs a stage and the configuration keys that it reads. These and no others make
+# the stage run again; editing a module reruns the stages that import it.
+STAGES = {
+    "receiver": ("latentwire.receivers.build", []),
+    "prepare": (
+        "latentwire.data.prepare",
+        ["data", "length", "prompt", "wire.source_mode", "wire.encoder.backbone"],
+    ),
+    "train_wire": (
+        "latentwire.training.wire",
+        ["threads", "device", "prompt", "receivers", "wire", "training"],
+    ),
+    "evaluate_text": (
+        "latentwire.evaluation.evaluate",
+        [
+            "threads",
+            "device",
+            "prompt",
+            "wire.source_mode",
+            "wire.target_ratios",
+            "evaluation.batch_passages",
+            "evaluation.max_new_tokens",
+        ],
+    ),
+    "evaluate_wire": (
+        "latentwire.evaluation.evaluate",
+        [
+            "threads",
+            "device",
+            "prompt",
+            "receivers",
+            "wire",
+            "evaluation.batch_passages",
+            "evaluation.max_new_tokens",
+            "evaluation.seed",
+        ],
+    ),
+    "metrics": (
+        "latentwire.statistics.metrics",
+        [
+            "evaluation.methods",
+            "statistics.confidence",
+            "statistics.resamples",
+            "statistics.seed",
+        ],
+    ),
+    "statistics": (
+        "latentwire.statistics.comparisons",
+        ["evaluation.methods", "statistics"],
+    ),
+    "headline": ("latentwire.reporting.headline", ["receivers", "wire.target_ratios"]),
+    "figures": ("latentwire.reporting.figures", ["receivers"]),
+    "provenance": ("latentwire.reporting.provenance", list(SETTINGS)),
+}
+
+
+def code(stage, without=()):
+    """Fingerprint of the code that a stage runs."""
+    module, _ = STAGES[stage]
+    return code_fingerprint(module, without)
+
+
+def settings(stage, **more):
+    """The configuration that a stage reads, as canonical JSON."""
+    _, keys = STAGES[stage]
+    return json.dumps({key: setting(key) for key in keys} | more, sort_keys=True)
+
+
+def setting(key):
+    value = SETTINGS
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def receiver_config(wildcards):
+    return next(
+        receiver
+        for receiver in EXPERIMENT.receivers
+        if receiver.name == wildcards.receiver
+    )
+
+
+def is_pretrained(wildcards):
+    return receiver_config(wildcards).source == ReceiverSource.pretrain
+
+
+def receiver_code(wildcards):
+    """Receivers that come ready-made do not depend on how others are pretrained."""
+    pretraining = [] if is_pretrained(wildcards) else ["latentwire.receivers.pretrain"]
+    return code("receiver", without=pretraining)
+
+
+def receiver_settings(wildcards):
+    keys = (
+        ["threads", "device", "prompt", "pretraining"]
+        if is_pretrained(wildcards)
+        else []
+    )
+    more = {key: setting(key) for key in keys}
+    return settings(
+        "receiver",
+        receiver=receiver_config(wildcards).model_dump(mode="json"),
+        **more,
+    )
+
+
+def text_settings(wildcards):
+    return settings(
+        "evaluate_text",
+        receiver=receiver_config(wildcards).model_dump(mode="json"),
+    )
+
+
+def receiver_files(wildcards):
+    """Files of a receiver that comes from a folder; what is missing there the stage explains."""
+    receiver = receiver_config(wildcards)
+    folders = {
+        ReceiverSource.bundled: Path("resources/receivers") / receiver.name,
+        ReceiverSource.path: receiver.path,
+    }
+    folder = folders.get(receiver.source)
+    return sorted(map(str, folder.glob("*.*"))) if folder else []
+
+
+def prepared_receivers():
+    return [LAYOUT.receiver(receiver) / "receiver.json" for receiver in RECEIVERS]
+
+
+def pretrained_receivers(wildcards):
+    names = [
+        receiver.name
+        for receiver in EXPERIMENT.receivers
+        if receiver.source == ReceiverSource.pretrain
+    ]
+    if not names:
+        raise WorkflowError(
+            "receivers: none has `source: pretrain`; set it for the receivers to make again"
+        )
+    return [LAYOUT.receiver(name) / "receiver.json" for name in names]
+
+
+def data_files():
+    """The user's own files, where the data come from files."""
+    data = EXPERIMENT.data
+    if data.source != "json":
+        return []
+    return [path for path in (data.train, data.dev, data.test) if path is not None]
+
+
+def wire_runs():
+    """Folders of all trained wires."""
+    return [LAYOUT.wire(EXPERIMENT.wire.name, seed) for seed in EXPERIMENT.seeds]
+
+
+def text_predictions(receiver):
+    return [LAYOUT.predictions(method, receiver) for method in TEXT_METHODS]
+
+
+def wire_predictions(wire, seed):
+    return [
+        LAYOUT.predictions(method, receiver, wire, seed)
+        for method in WIRE_METHODS
+        for receiver in RECEIVERS
+    ]
+
+
+def all_predictions():
+    texts = [path for receiver in RECEIVERS for path in text_predictions(receiver)]
+    wires = [
+        path
+        for seed in EXPERIMENT.seeds
+        for path in wire_predictions(EXPERIMENT.wire.name, seed)
+    ]
+    return texts + wires
+
+
+def result_files():
+    """All that the report shows."""
+    return [
+        LAYOUT.metrics,
+        LAYOUT.statistics,
+        LAYOUT.statistical_report,
+        LAYOUT.headline,
+        LAYOUT.provenance,
+        LAYOUT.table("headline"),
+        LAYOUT.table("metrics"),
+        LAYOUT.table("statistics"),
+        LAYOUT.table("provenance"),
+        *[LAYOUT.figure(figure) for figure in FIGURES],
+    ]
+
+
+def write_resolved_config():
+    """Leaves the whole configuration beside the results; every stage reads it there."""
+    text = yaml.safe_dump(EXPERIMENT.model_dump(mode="json"), sort_keys=False)
+    if not LAYOUT.config.is_file() or LAYOUT.config.read_text() != text:
+        write_text(LAYOUT.config, text)
+
+
+wildcard_constraints:
+    receiver="|".join(map(re.escape, RECEIVERS)),
+    wire=re.escape(EXPERIMENT.wire.name),
+    seed="|".join(map(str, EXPERIMENT.seeds)),

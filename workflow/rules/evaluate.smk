@@ -1,0 +1,46 @@
+rule evaluate_text:
+    input:
+        receiver=LAYOUT.receiver("{receiver}") / "receiver.json",
+        test=LAYOUT.split("test"),
+    output:
+        text_predictions("{receiver}"),
+    log:
+        LAYOUT.log("evaluate_text-{receiver}"),
+    benchmark:
+        LAYOUT.benchmark("evaluate_text-{receiver}")
+    threads: EXPERIMENT.threads
+    resources:
+        gpu=NUM_GPUS,
+    params:
+        settings=text_settings,
+        code=code("evaluate_text"),
+    message:
+        "Asking {wildcards.receiver} with text and without"
+    shell:
+        "exec python -m latentwire evaluate-text --config {LAYOUT.config:q}"
+        " --receiver {wildcards.receiver:q}"
+
+
+rule evaluate_wire:
+    input:
+        receivers=prepared_receivers(),
+        test=LAYOUT.split("test"),
+        weights=LAYOUT.wire("{wire}", "{seed}") / "model.safetensors",
+        config=LAYOUT.wire("{wire}", "{seed}") / "config.json",
+    output:
+        wire_predictions("{wire}", "{seed}"),
+    log:
+        LAYOUT.log("evaluate_wire-{wire}-seed{seed}"),
+    benchmark:
+        LAYOUT.benchmark("evaluate_wire-{wire}-seed{seed}")
+    threads: EXPERIMENT.threads
+    resources:
+        gpu=NUM_GPUS,
+    params:
+        settings=settings("evaluate_wire"),
+        code=code("evaluate_wire"),
+    message:
+        "Asking every receiver through the wire {wildcards.wire}, seed {wildcards.seed}"
+    shell:
+        "exec python -m latentwire evaluate-wire --config {LAYOUT.config:q}"
+        " --wire {wildcards.wire:q} --seed {wildcards.seed:q}"

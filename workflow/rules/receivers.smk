@@ -1,0 +1,25 @@
+rule receiver:
+    input:
+        receiver_files,
+    output:
+        LAYOUT.receiver("{receiver}") / "receiver.json",
+    log:
+        LAYOUT.log("receiver-{receiver}"),
+    benchmark:
+        LAYOUT.benchmark("receiver-{receiver}")
+    threads: EXPERIMENT.threads
+    resources:
+        gpu=NUM_GPUS,
+    params:
+        settings=receiver_settings,
+        code=receiver_code,
+    message:
+        "Preparing the receiver {wildcards.receiver}"
+    shell:
+        "exec python -m latentwire receiver --config {LAYOUT.config:q}"
+        " --name {wildcards.receiver:q}"
+
+
+rule pretrain_receivers:
+    input:
+        pretrained_receivers,

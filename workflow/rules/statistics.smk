@@ -1,0 +1,37 @@
+rule metrics:
+    input:
+        all_predictions(),
+    output:
+        LAYOUT.metrics,
+    log:
+        LAYOUT.log("metrics"),
+    benchmark:
+        LAYOUT.benchmark("metrics")
+    threads: 1
+    params:
+        settings=settings("metrics"),
+        code=code("metrics"),
+    message:
+        "Computing metrics and their intervals"
+    shell:
+        "exec python -m latentwire metrics --config {LAYOUT.config:q}"
+
+
+rule statistics:
+    input:
+        all_predictions(),
+    output:
+        LAYOUT.statistics,
+        LAYOUT.statistical_report,
+    log:
+        LAYOUT.log("statistics"),
+    benchmark:
+        LAYOUT.benchmark("statistics")
+    threads: 1
+    params:
+        settings=settings("statistics"),
+        code=code("statistics"),
+    message:
+        "Comparing methods"
+    shell:
+        "exec python -m latentwire statistics --config {LAYOUT.config:q}"

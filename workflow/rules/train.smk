@@ -1,0 +1,27 @@
+# The state of a training that was interrupted is in results/<experiment>/.state/ and is not
+# declared: Snakemake removes the outputs of a job that failed or was killed.
+rule train_wire:
+    input:
+        receivers=prepared_receivers(),
+        train=LAYOUT.split("train"),
+        dev=LAYOUT.split("dev"),
+    output:
+        weights=LAYOUT.wire("{wire}", "{seed}") / "model.safetensors",
+        config=LAYOUT.wire("{wire}", "{seed}") / "config.json",
+        card=LAYOUT.wire("{wire}", "{seed}") / "README.md",
+        metrics=LAYOUT.wire("{wire}", "{seed}") / "metrics.jsonl",
+    log:
+        LAYOUT.log("train_wire-{wire}-seed{seed}"),
+    benchmark:
+        LAYOUT.benchmark("train_wire-{wire}-seed{seed}")
+    threads: EXPERIMENT.threads
+    resources:
+        gpu=NUM_GPUS,
+    params:
+        settings=settings("train_wire"),
+        code=code("train_wire"),
+    message:
+        "Training the wire {wildcards.wire}, seed {wildcards.seed}"
+    shell:
+        "exec python -m latentwire train-wire --config {LAYOUT.config:q}"
+        " --wire {wildcards.wire:q} --seed {wildcards.seed:q}"
