@@ -36,6 +36,7 @@ rule results:
 
 
 rule smoke:
+    handover: True
     message:
         "Running the smoke experiment: every stage, small"
     shell:

@@ -7,7 +7,7 @@ The configuration holds science; what belongs to a machine (partitions, memory, 
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -383,7 +383,7 @@ class Experiment(Section):
         return faults
 
     def _repetitions(self) -> list[str]:
-        lists = {
+        lists: dict[str, list[Any]] = {
             "seeds": self.seeds,
             "wire.target_ratios": self.wire.target_ratios,
             "evaluation.methods": self.evaluation.methods,

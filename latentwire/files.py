@@ -4,6 +4,7 @@ one."""
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,13 @@ def whole_file(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}. An earlier version of the file is "
             "untouched. Free space or make the folder writable, then run the stage again."
         ) from error
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copies the files of a folder, each whole."""
+    for path in sorted(source.iterdir()):
+        with whole_file(target / path.name) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 
 from latentwire.config import Experiment
 from latentwire.data.corpus import Corpus
-from latentwire.data.lengths import Reader, source_text
+from latentwire.data.lengths import Reader
 from latentwire.data.selection import SPLITS, Selection, count
-from latentwire.data.tables import Example
+from latentwire.data.tables import Example, source_text
 
 
 def make_card(
@@ -33,7 +33,9 @@ def make_card(
                     reason: vars(lost) for reason, lost in selection.dropped[split].items()
                 },
                 "source_tokens": {
-                    reader.name: _summarise(reader, experiment, selection.examples[split])
+                    reader.name: _summarise(
+                        reader, experiment.wire.source_mode, selection.examples[split]
+                    )
                     for reader in readers
                 },
             }
@@ -99,15 +101,13 @@ def render_card(card: dict[str, Any]) -> str:
     )
 
 
-def _summarise(
-    reader: Reader, experiment: Experiment, examples: Sequence[Example]
-) -> dict[str, float]:
+def _summarise(reader: Reader, source_mode: str, examples: Sequence[Example]) -> dict[str, int]:
     """Lengths over the different sources: passages, or questions where the source holds them."""
-    sources = dict.fromkeys(source_text(experiment, example) for example in examples)
+    sources = dict.fromkeys(source_text(example, source_mode) for example in examples)
     lengths = reader.num_tokens(sources)
     return {
-        "median": float(np.median(lengths)),
-        "p95": float(np.percentile(lengths, 95)),
+        "median": int(np.percentile(lengths, 50, method="higher")),
+        "p95": int(np.percentile(lengths, 95, method="higher")),
         "max": max(lengths),
     }
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from latentwire.config import Experiment
 from latentwire.data.selection import SPLITS, Selection
-from latentwire.data.tables import Example
+from latentwire.data.tables import Example, source_text
 from latentwire.errors import UserError
 from latentwire.files import read_json
 from latentwire.layout import Layout, Split
@@ -50,13 +50,6 @@ class Reader:
         return [self._known[text] for text in texts]
 
 
-def source_text(experiment: Experiment, example: Example) -> str:
-    """What is compressed: the passage, or the whole prompt with the question inside."""
-    if experiment.wire.source_mode == "context":
-        return example.context
-    return experiment.prompt.template.format(source=example.context, question=example.question)
-
-
 def open_readers(experiment: Experiment, layout: Layout) -> list[Reader]:
     """The receivers, and the encoder where it does not start from one of them.
 
@@ -81,10 +74,10 @@ def apply_length_policy(
     Raises:
         UserError: with `over_length: error`, if anything does not fit.
     """
-    limit = experiment.length.max_source_tokens
+    limit, mode = experiment.length.max_source_tokens, experiment.wire.source_mode
     for split, reader in product(SPLITS, readers):
         examples = selection.examples[split]
-        lengths = reader.num_tokens(source_text(experiment, example) for example in examples)
+        lengths = reader.num_tokens(source_text(example, mode) for example in examples)
         too_long = [
             example for example, length in zip(examples, lengths, strict=True) if length > limit
         ]

@@ -144,7 +144,9 @@ def is_held_out_name(name: str) -> bool:
 
 
 _NAMES = {
-    held_out: [name for name in _compose(_OPENINGS, _CLOSINGS) if is_held_out_name(name) == held_out]
+    held_out: [
+        name for name in _compose(_OPENINGS, _CLOSINGS) if is_held_out_name(name) == held_out
+    ]
     for held_out in (False, True)
 }
 

@@ -35,6 +35,13 @@ class Example:
     task: str
 
 
+def source_text(example: Example, source_mode: str) -> str:
+    """What is compressed: the passage, or passage and question."""
+    if source_mode == "context":
+        return example.context
+    return f"{example.context}\n{example.question}"
+
+
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
     table = pa.Table.from_pylist([vars(example) for example in examples], schema=SCHEMA)
     with whole_file(path) as temporary:

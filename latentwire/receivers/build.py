@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from latentwire.config import Experiment, ReceiverSource
 from latentwire.config import Receiver as ReceiverConfig
 from latentwire.errors import UserError
-from latentwire.files import whole_file, write_json
+from latentwire.files import copy_files, write_json
 from latentwire.layout import Layout
 from latentwire.receivers.loading import DESCRIPTION, open_model, open_tokenizer
 from latentwire.receivers.pretrain import pretrain_receiver
@@ -90,9 +89,7 @@ def _copy_bundled(name: str, directory: Path) -> None:
             f"receivers: no bundled receiver is called {name!r}; there are {available}. Use one of "
             "these names, or another `source`"
         )
-    for path in sorted(bundled.iterdir()):
-        with whole_file(directory / path.name) as temporary:
-            shutil.copyfile(path, temporary)
+    copy_files(bundled, directory)
 
 
 def _resolve_commit(repo_id: str, revision: str) -> str:

@@ -27,7 +27,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def load_receiver(experiment: Experiment, layout: Layout, name: str) -> Receiver:
-    """Loads a prepared receiver, frozen, on the experiment's device.
+    """Loads a prepared receiver, frozen, on the experiment's device; it reads text and a question.
 
     Raises:
         UserError: if the receiver is not prepared, or its weights or tokenizer cannot be read.
@@ -36,9 +36,19 @@ def load_receiver(experiment: Experiment, layout: Layout, name: str) -> Receiver
     directory = layout.receiver(name)
     model = open_model(**model_location(directory), dtype=getattr(torch, settings.dtype))
     tokenizer = load_tokenizer(directory)
-    template = experiment.prompt.template if experiment.wire.source_mode == "context" else "{source}"
-    prompt = Prompt(tokenizer, template, experiment.prompt.anchor_text)
+    prompt = Prompt(tokenizer, experiment.prompt.template, experiment.prompt.anchor_text)
     return Receiver(name, model.to(experiment.device), tokenizer, prompt)
+
+
+def latent_reader(experiment: Experiment, receiver: Receiver) -> Receiver:
+    """The same model, put to read latents as the wire's source mode asks.
+
+    Where the question is inside the latents, only the anchor follows them.
+    """
+    if experiment.wire.source_mode == "context":
+        return receiver
+    prompt = Prompt(receiver.tokenizer, "{source}", experiment.prompt.anchor_text)
+    return Receiver(receiver.name, receiver.model, receiver.tokenizer, prompt)
 
 
 def model_location(directory: Path) -> dict[str, Any]:

@@ -38,6 +38,13 @@ class PackedQuestions:
     target_ids: Tensor
     target_answers: Tensor
 
+    @property
+    def starts_answer(self) -> Tensor:
+        """`[T]`, true at the first target of each answer."""
+        starts = torch.ones_like(self.target_answers, dtype=torch.bool)
+        starts[1:] = self.target_answers[1:] != self.target_answers[:-1]
+        return starts
+
     def to(self, device: torch.device) -> "PackedQuestions":
         return PackedQuestions(*(value.to(device, non_blocking=True) for value in vars(self).values()))
 

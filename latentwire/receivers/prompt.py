@@ -47,6 +47,11 @@ class Prompt:
         object.__setattr__(self, "_tail", tail.rstrip(" "))
         object.__setattr__(self, "_answer_space", tail[len(tail.rstrip(" ")) :])
 
+    @property
+    def anchor_ids(self) -> list[int]:
+        """Token ids of the anchor by itself."""
+        return self._encode([self.anchor.rstrip(" ")])[0]
+
     def source_ids(self, sources: list[str]) -> list[list[int]]:
         """Token ids of source texts, no special tokens, nothing cut."""
         return self._encode(sources)

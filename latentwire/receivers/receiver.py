@@ -110,7 +110,7 @@ class Receiver:
         Returns:
             Token ids of the N answers in packed order, without the end-of-sequence token.
         """
-        first = torch.cat([packed.target_answers.new_ones(1), packed.target_answers.diff()]) > 0
+        first = packed.starts_answer
         rows, columns = packed.target_rows[first], packed.target_columns[first]
         questions = packed.segments[rows, columns]
         hidden, num_prefix, cache = self._read(source, packed, use_cache=True)

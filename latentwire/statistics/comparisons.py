@@ -8,7 +8,6 @@ import numpy as np
 import statsmodels
 
 from latentwire.config import Experiment, Method
-from latentwire.errors import UserError
 from latentwire.files import write_json
 from latentwire.layout import Layout
 from latentwire.statistics.bootstrap import bootstrap_ci
@@ -49,20 +48,20 @@ def write_statistics(experiment: Experiment, layout: Layout) -> None:
     """Writes `statistics.json` and the identical `statistical_report.json`.
 
     Each declared pair is compared per receiver and target ratio; the correction is over all of
-    them. Intervals and tests are over passages, conditional on the training seeds.
+    them. Intervals and tests are over passages, conditional on the training seeds. An empty family
+    is said to be one.
 
     Raises:
-        UserError: if the family is empty or names a method that is not evaluated, or if a
-            prediction file is missing or does not hold what the configuration implies.
+        UserError: if a prediction file is missing or does not hold what the configuration implies.
     """
-    _check_family(experiment)
     comparisons: list[dict[str, Any]] = []
     verdicts: list[dict[str, Any]] = []
     for receiver in experiment.receivers:
         answers = read_answers(experiment, layout, receiver.name)
         comparisons.extend(_comparisons(experiment, answers))
         verdicts.extend(_verdicts(experiment, answers))
-    _correct(experiment, comparisons)
+    if comparisons:
+        _correct(experiment, comparisons)
     report = {
         "experiment": experiment.experiment,
         "settings": _settings(experiment, comparisons),
@@ -71,19 +70,6 @@ def write_statistics(experiment: Experiment, layout: Layout) -> None:
     }
     write_json(layout.statistics, report)
     write_json(layout.statistical_report, report)
-
-
-def _check_family(experiment: Experiment) -> None:
-    if not experiment.statistics.family:
-        raise UserError("statistics.family is empty; declare at least one pair of methods")
-    evaluated = experiment.evaluation.methods
-    for pair in experiment.statistics.family:
-        for method in pair:
-            if method not in evaluated:
-                raise UserError(
-                    f"statistics.family names {method.value!r}, which evaluation.methods does not "
-                    f"hold ({', '.join(evaluated)}); add it there or remove the pair"
-                )
 
 
 def _comparisons(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, Any]]:
@@ -205,6 +191,7 @@ def _verdict(
         "contrast": test.contrast,
         "contrast_lower_bound": test.lower_bound,
         "p_value": test.p_value,
+        "p_value_below": test.p_value_below,
         "verdict": test.verdict,
         "sentence": _sentence(test, relative.value),
         "n": test.n,
@@ -218,11 +205,12 @@ def _sentence(test: NonInferiority, relative: float | None) -> str:
     least = f"{100 * (1 - test.margin):g} % of the text F1"
     if test.p_value is None or relative is None:
         return f"Whether latents keep {least} cannot be judged: {test.not_estimable}."
-    measured = f"measured {100 * relative:.1f} %, one-sided p = {test.p_value:.2g}"
+    p_value = test.p_value_below if test.verdict == "inferior" else test.p_value
+    measured = f"measured {100 * relative:.1f} %, one-sided p = {p_value:.2g}"
     return {
         "non-inferior": f"Yes: latents keep at least {least} ({measured}).",
         "inferior": f"No: latents keep less than {least} ({measured}).",
-        "inconclusive": f"Not shown: latents may keep more or less than {least} ({measured}).",
+        "inconclusive": f"Not shown that latents keep at least {least} ({measured}).",
     }[test.verdict]
 
 
@@ -243,6 +231,7 @@ def _settings(experiment: Experiment, comparisons: list[dict[str, Any]]) -> dict
         "correction": config.correction,
         "family": [[method.value, reference.value] for method, reference in config.family],
         "family_size": len(comparisons),
+        "family_note": None if comparisons else "statistics.family is empty: nothing was compared",
         "num_not_estimable": sum(comparison["p_value"] is None for comparison in comparisons),
         "power": POWER,
         "minimum_detectable_effect_note": "two-sided t-test over passages, uncorrected alpha",

@@ -54,6 +54,7 @@ class NonInferiority:
         contrast: mean of scores - (1 - margin) * reference.
         lower_bound: one-sided lower confidence bound of the contrast at level 1 - alpha.
         p_value: one-sided, of the hypothesis that the contrast is 0 or less.
+        p_value_below: one-sided, of the hypothesis that the contrast is 0 or more.
         verdict: `non-inferior`, `inferior` (the contrast is below 0 at the same level),
             `inconclusive`, or `not estimable`.
     """
@@ -63,6 +64,7 @@ class NonInferiority:
     contrast: float
     lower_bound: float | None
     p_value: float | None
+    p_value_below: float | None
     verdict: str
     n: int
     n_clusters: int
@@ -165,20 +167,21 @@ def non_inferiority_test(
     means = _means(own - (1 - margin) * other, groups)
     contrast = float(means.values[0])
     reason = "the reference scores 0" if other.mean() == 0 else why_not_estimable(means)[0]
-    lower_bound = p_value = None
+    lower_bound = p_value = p_value_below = None
     verdict = "not estimable"
     if reason is None:
         errors = _centred(means, n_resamples, random_state)
         lower_bound = contrast - float(np.quantile(errors, 1 - alpha))
         p_value = _share(errors >= contrast - _slack(contrast))
-        is_below = _share(errors <= contrast + _slack(contrast)) <= alpha
-        verdict = "non-inferior" if p_value <= alpha else "inferior" if is_below else "inconclusive"
+        p_value_below = _share(errors <= contrast + _slack(contrast))
+        verdict = _verdict(p_value, p_value_below, alpha)
     return NonInferiority(
         margin=margin,
         alpha=alpha,
         contrast=contrast,
         lower_bound=lower_bound,
         p_value=p_value,
+        p_value_below=p_value_below,
         verdict=verdict,
         n=len(own),
         n_clusters=groups.count,
@@ -194,6 +197,12 @@ def non_inferiority_test(
         ),
         not_estimable=reason,
     )
+
+
+def _verdict(p_value: float, p_value_below: float, alpha: float) -> str:
+    if p_value <= alpha:
+        return "non-inferior"
+    return "inferior" if p_value_below <= alpha else "inconclusive"
 
 
 def _paired_test(
@@ -239,8 +248,9 @@ def _permutation_p_value(
 ) -> float:
     result = scipy.stats.permutation_test(
         (means.numerators[:, 0],),
-        lambda sums, axis: sums.sum(axis=axis),
+        lambda sums, axis: np.abs(sums.sum(axis=axis)),
         permutation_type="samples",
+        alternative="greater",
         vectorized=True,
         n_resamples=n_resamples,
         batch=CHUNK,

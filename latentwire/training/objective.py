@@ -30,7 +30,7 @@ def answer_loss(
     token_loss = F.cross_entropy(logits, packed.target_ids, reduction="none")
     parts = {"cross_entropy": token_loss.mean()}
     loss = settings.cross_entropy_weight * parts["cross_entropy"]
-    depth = answer_token_index(packed.target_answers)
+    depth = answer_token_index(packed)
     if settings.first_token_weight:
         parts["first_token"] = token_loss[depth == 0].mean()
         loss = loss + settings.first_token_weight * parts["first_token"]
@@ -53,9 +53,7 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     )
 
 
-def answer_token_index(target_answers: Tensor) -> Tensor:
-    """Position `[T]` of each target within its answer, from the answer number of each target."""
-    starts = torch.ones_like(target_answers, dtype=torch.bool)
-    starts[1:] = target_answers[1:] != target_answers[:-1]
-    position = torch.arange(len(target_answers), device=target_answers.device)
-    return position - torch.where(starts, position, 0).cummax(0).values
+def answer_token_index(packed: PackedQuestions) -> Tensor:
+    """Position `[T]` of each target within its answer."""
+    position = torch.arange(len(packed.target_ids), device=packed.target_ids.device)
+    return position - torch.where(packed.starts_answer, position, 0).cummax(0).values

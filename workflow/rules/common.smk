@@ -1,45 +1,41 @@
 # What the rules share: the experiment, its paths, and what each stage depends on besides its files.
-import json
-import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
-import yaml
 from snakemake.exceptions import WorkflowError
 
-from latentwire.config import Experiment, Method, ReceiverSource
+from latentwire.config import Method, ReceiverSource
+from latentwire.configuration import dump_yaml, validate
 from latentwire.errors import UserError
 from latentwire.files import write_text
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout
 
 # A stage runs under the interpreter that runs Snakemake, whether its environment is active or not.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+shell.prefix(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 
-def load_experiment(values):
+def load_experiment():
     try:
-        return Experiment.model_validate(values)
+        return validate(config)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 
 
-EXPERIMENT = load_experiment(config)
+EXPERIMENT = load_experiment()
 LAYOUT = Layout(EXPERIMENT.experiment)
+CONFIG = str(LAYOUT.config)
 # Saving more often changes when a training is saved, not what it makes.
-SETTINGS = EXPERIMENT.model_dump(
-    mode="json", exclude={"training": {"checkpoint_interval_seconds"}}
-)
+SETTINGS = EXPERIMENT.model_dump(mode="json", exclude={"training": {"checkpoint_interval_seconds"}})
 RECEIVERS = [receiver.name for receiver in EXPERIMENT.receivers]
 TEXT_METHODS = [
     method
     for method in (Method.text, Method.closed_book, Method.truncate_head)
     if method in EXPERIMENT.evaluation.methods
 ]
-WIRE_METHODS = [
-    method for method in EXPERIMENT.evaluation.methods if method not in TEXT_METHODS
-]
+WIRE_METHODS = [method for method in EXPERIMENT.evaluation.methods if method not in TEXT_METHODS]
 NUM_GPUS = 1 if EXPERIMENT.device == "cuda" else 0
 FIGURES = ["quality", "tasks", "ratio", "controls", "training", "cost"]
 
@@ -101,14 +97,14 @@ STAGES = {
 
 def code(stage, without=()):
     """Fingerprint of the code that a stage runs."""
-    module, _ = STAGES[stage]
-    return code_fingerprint(module, without)
+    entry, _ = STAGES[stage]
+    return code_fingerprint(entry, without)
 
 
 def settings(stage, **more):
-    """The configuration that a stage reads, as canonical JSON."""
+    """The configuration that a stage reads."""
     _, keys = STAGES[stage]
-    return json.dumps({key: setting(key) for key in keys} | more, sort_keys=True)
+    return {key: setting(key) for key in keys} | more
 
 
 def setting(key):
@@ -120,9 +116,7 @@ def setting(key):
 
 def receiver_config(wildcards):
     return next(
-        receiver
-        for receiver in EXPERIMENT.receivers
-        if receiver.name == wildcards.receiver
+        receiver for receiver in EXPERIMENT.receivers if receiver.name == wildcards.receiver
     )
 
 
@@ -137,11 +131,7 @@ def receiver_code(wildcards):
 
 
 def receiver_settings(wildcards):
-    keys = (
-        ["threads", "device", "prompt", "pretraining"]
-        if is_pretrained(wildcards)
-        else []
-    )
+    keys = ["threads", "device", "prompt", "pretraining"] if is_pretrained(wildcards) else []
     more = {key: setting(key) for key in keys}
     return settings(
         "receiver",
@@ -213,9 +203,7 @@ def wire_predictions(wire, seed):
 def all_predictions():
     texts = [path for receiver in RECEIVERS for path in text_predictions(receiver)]
     wires = [
-        path
-        for seed in EXPERIMENT.seeds
-        for path in wire_predictions(EXPERIMENT.wire.name, seed)
+        path for seed in EXPERIMENT.seeds for path in wire_predictions(EXPERIMENT.wire.name, seed)
     ]
     return texts + wires
 
@@ -238,7 +226,7 @@ def result_files():
 
 def write_resolved_config():
     """Leaves the whole configuration beside the results; every stage reads it there."""
-    text = yaml.safe_dump(EXPERIMENT.model_dump(mode="json"), sort_keys=False)
+    text = dump_yaml(EXPERIMENT)
     if not LAYOUT.config.is_file() or LAYOUT.config.read_text() != text:
         write_text(LAYOUT.config, text)
 

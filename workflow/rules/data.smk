@@ -12,11 +12,14 @@ rule prepare:
         LAYOUT.log("prepare"),
     benchmark:
         LAYOUT.benchmark("prepare")
+    conda:
+        "../../environment.yml"
     threads: 1
     params:
+        config=CONFIG,
         settings=settings("prepare"),
         code=code("prepare"),
     message:
         "Preparing the questions"
     shell:
-        "exec python -m latentwire prepare --config {LAYOUT.config:q}"
+        "exec python -m latentwire prepare --config {params.config:q}"

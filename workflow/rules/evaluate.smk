@@ -8,16 +8,19 @@ rule evaluate_text:
         LAYOUT.log("evaluate_text-{receiver}"),
     benchmark:
         LAYOUT.benchmark("evaluate_text-{receiver}")
+    conda:
+        "../../environment.yml"
     threads: EXPERIMENT.threads
     resources:
         gpu=NUM_GPUS,
     params:
+        config=CONFIG,
         settings=text_settings,
         code=code("evaluate_text"),
     message:
         "Asking {wildcards.receiver} with text and without"
     shell:
-        "exec python -m latentwire evaluate-text --config {LAYOUT.config:q}"
+        "exec python -m latentwire evaluate-text --config {params.config:q}"
         " --receiver {wildcards.receiver:q}"
 
 
@@ -33,14 +36,17 @@ rule evaluate_wire:
         LAYOUT.log("evaluate_wire-{wire}-seed{seed}"),
     benchmark:
         LAYOUT.benchmark("evaluate_wire-{wire}-seed{seed}")
+    conda:
+        "../../environment.yml"
     threads: EXPERIMENT.threads
     resources:
         gpu=NUM_GPUS,
     params:
+        config=CONFIG,
         settings=settings("evaluate_wire"),
         code=code("evaluate_wire"),
     message:
         "Asking every receiver through the wire {wildcards.wire}, seed {wildcards.seed}"
     shell:
-        "exec python -m latentwire evaluate-wire --config {LAYOUT.config:q}"
+        "exec python -m latentwire evaluate-wire --config {params.config:q}"
         " --wire {wildcards.wire:q} --seed {wildcards.seed:q}"

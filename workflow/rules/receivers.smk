@@ -7,16 +7,19 @@ rule receiver:
         LAYOUT.log("receiver-{receiver}"),
     benchmark:
         LAYOUT.benchmark("receiver-{receiver}")
+    conda:
+        "../../environment.yml"
     threads: EXPERIMENT.threads
     resources:
         gpu=NUM_GPUS,
     params:
+        config=CONFIG,
         settings=receiver_settings,
         code=receiver_code,
     message:
         "Preparing the receiver {wildcards.receiver}"
     shell:
-        "exec python -m latentwire receiver --config {LAYOUT.config:q}"
+        "exec python -m latentwire receiver --config {params.config:q}"
         " --name {wildcards.receiver:q}"
 
 

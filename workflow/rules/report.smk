@@ -7,14 +7,17 @@ rule headline:
         LAYOUT.log("headline"),
     benchmark:
         LAYOUT.benchmark("headline")
+    conda:
+        "../../environment.yml"
     threads: 1
     params:
+        config=CONFIG,
         settings=settings("headline"),
         code=code("headline"),
     message:
         "Writing the headline"
     shell:
-        "exec python -m latentwire headline --config {LAYOUT.config:q}"
+        "exec python -m latentwire headline --config {params.config:q}"
 
 
 rule provenance:
@@ -26,14 +29,17 @@ rule provenance:
         LAYOUT.log("provenance"),
     benchmark:
         LAYOUT.benchmark("provenance")
+    conda:
+        "../../environment.yml"
     threads: 1
     params:
+        config=CONFIG,
         settings=settings("provenance"),
         code=code("provenance"),
     message:
         "Noting commit, versions and hardware"
     shell:
-        "exec python -m latentwire provenance --config {LAYOUT.config:q}"
+        "exec python -m latentwire provenance --config {params.config:q}"
 
 
 rule figures:
@@ -108,14 +114,17 @@ rule figures:
         LAYOUT.log("figures"),
     benchmark:
         LAYOUT.benchmark("figures")
+    conda:
+        "../../environment.yml"
     threads: 1
     params:
+        config=CONFIG,
         settings=settings("figures"),
         code=code("figures"),
     message:
         "Drawing figures and tables"
     shell:
-        "exec python -m latentwire figures --config {LAYOUT.config:q}"
+        "exec python -m latentwire figures --config {params.config:q}"
 
 
 # Another Snakemake makes the report, of `results` and not of `all`, which this rule is part of.
@@ -129,9 +138,13 @@ rule report:
         LAYOUT.log("report"),
     benchmark:
         LAYOUT.benchmark("report")
+    conda:
+        "../../environment.yml"
     threads: 1
+    params:
+        config=CONFIG,
     message:
         "Writing the report"
     shell:
         "exec python -m snakemake --report {output:q} --nolock --cores 1"
-        " --configfile {LAYOUT.config:q} results > {log:q} 2>&1"
+        " --configfile {params.config:q} results > {log:q} 2>&1"

@@ -7,14 +7,17 @@ rule metrics:
         LAYOUT.log("metrics"),
     benchmark:
         LAYOUT.benchmark("metrics")
+    conda:
+        "../../environment.yml"
     threads: 1
     params:
+        config=CONFIG,
         settings=settings("metrics"),
         code=code("metrics"),
     message:
         "Computing metrics and their intervals"
     shell:
-        "exec python -m latentwire metrics --config {LAYOUT.config:q}"
+        "exec python -m latentwire metrics --config {params.config:q}"
 
 
 rule statistics:
@@ -27,11 +30,14 @@ rule statistics:
         LAYOUT.log("statistics"),
     benchmark:
         LAYOUT.benchmark("statistics")
+    conda:
+        "../../environment.yml"
     threads: 1
     params:
+        config=CONFIG,
         settings=settings("statistics"),
         code=code("statistics"),
     message:
         "Comparing methods"
     shell:
-        "exec python -m latentwire statistics --config {LAYOUT.config:q}"
+        "exec python -m latentwire statistics --config {params.config:q}"

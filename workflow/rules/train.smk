@@ -14,14 +14,17 @@ rule train_wire:
         LAYOUT.log("train_wire-{wire}-seed{seed}"),
     benchmark:
         LAYOUT.benchmark("train_wire-{wire}-seed{seed}")
+    conda:
+        "../../environment.yml"
     threads: EXPERIMENT.threads
     resources:
         gpu=NUM_GPUS,
     params:
+        config=CONFIG,
         settings=settings("train_wire"),
         code=code("train_wire"),
     message:
         "Training the wire {wildcards.wire}, seed {wildcards.seed}"
     shell:
-        "exec python -m latentwire train-wire --config {LAYOUT.config:q}"
+        "exec python -m latentwire train-wire --config {params.config:q}"
         " --wire {wildcards.wire:q} --seed {wildcards.seed:q}"

@@ -1,0 +1,393 @@
+"""The command line, one verb per stage: `python -m latentwire <verb> [options] [--some.key value]`.
+
+Heavy libraries are imported by the verb that needs them, after the number of threads is set.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from latentwire.errors import UserError
+from latentwire.layout import Layout
+
+if TYPE_CHECKING:
+    from latentwire.config import Experiment
+
+USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+EXAMPLES = """\
+examples:
+  python -m latentwire receiver --name llama
+  python -m latentwire prepare
+  python -m latentwire train-wire --seed 1 --wire.latent_dim 128 --experiment narrow
+  python -m latentwire evaluate-wire --config config/squad.yaml --seed 1
+  python -m latentwire show
+  python -m latentwire config --data.source json --data.train train.json --data.test test.json
+
+Any key of the configuration can be set by its dotted name; the value is YAML, as in
+--wire.target_ratios '[4, 8]'. A new data.source replaces the whole section `data`.
+`snakemake --cores 2` runs all verbs in order.
+"""
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Returns:
+        The exit code: 0 for success, 2 for bad input, 1 for a failure of our own.
+    """
+    with contextlib.ExitStack() as handlers:
+        handlers.enter_context(_log_to(logging.StreamHandler()))
+        try:
+            _run(list(sys.argv[1:] if arguments is None else arguments), handlers)
+        except UserError as error:
+            logger.error("%s", error)
+            return USER_ERROR
+        except KeyboardInterrupt:
+            logger.error("interrupted")
+            return INTERRUPTED
+        except Exception:
+            logger.exception("the stage failed; this is a fault of the program")
+            return FAILURE
+    return 0
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line.
+
+    Attributes:
+        run: does the work.
+        help: one line.
+        options: the verb's own options and their help.
+        uses_torch: whether to set torch's threads first.
+        writes: whether it writes below the experiment's folder, and so keeps a log there.
+    """
+
+    run: "Callable[[Experiment, Layout, argparse.Namespace], None]"
+    help: str
+    options: tuple[tuple[str, str], ...] = ()
+    uses_torch: bool = False
+    uses_device: bool = False
+    writes: bool = True
+
+
+def _run(arguments: list[str], handlers: contextlib.ExitStack) -> None:
+    options, rest = _parse(arguments)
+    from latentwire.configuration import load_experiment
+
+    verb = VERBS[options.verb]
+    experiment = load_experiment(options.config, _parse_overrides(rest, verb))
+    layout = Layout(experiment.experiment, options.results)
+    _complete(options, experiment)
+    if verb.writes:
+        _check_writable(layout)
+        log = layout.log(_stage(options))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        handlers.enter_context(_log_to(logging.FileHandler(log, encoding="utf-8")))
+        logger.info("latentwire %s", " ".join(arguments))
+    _set_threads(experiment, verb)
+    verb.run(experiment, layout, options)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        raise UserError(f"unknown verb {arguments[0]!r}{_hint(arguments[0], list(VERBS))}")
+    parser = _Parser(
+        prog="python -m latentwire",
+        description="One encoder writes a text as latents that several frozen models read.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_PrintVersion)
+    verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
+    for name, verb in VERBS.items():
+        subparser = verbs.add_parser(
+            name,
+            help=verb.help,
+            description=verb.help,
+            epilog="Any key of the configuration can be set too, as in --wire.latent_dim 128.",
+            allow_abbrev=False,
+        )
+        subparser.add_argument(
+            "--config",
+            type=Path,
+            default=Path("config/config.yaml"),
+            help="the experiment (default: %(default)s)",
+        )
+        subparser.add_argument(
+            "--results",
+            type=Path,
+            default=Path("results"),
+            help="where experiments keep their folders (default: %(default)s)",
+        )
+        for option, text in verb.options:
+            kind: dict[str, Any] = _OPTION_KINDS.get(option, {})
+            subparser.add_argument(option, help=text, **kind)
+    return parser.parse_known_args(arguments)
+
+
+_OPTION_KINDS: dict[str, dict[str, Any]] = {
+    "--seed": {"type": int},
+    "--write": {"action": "store_true"},
+    "--name": {"required": True},
+    "--receiver": {"required": True},
+}
+
+
+class _PrintVersion(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and leave")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from latentwire import __version__
+
+        print(__version__)
+        parser.exit()
+
+
+def _parse_overrides(rest: list[str], verb: Verb) -> dict[str, Any]:
+    """`--dotted.key value` and `--dotted.key=value` pairs, values read as YAML."""
+    import yaml
+
+    overrides: dict[str, Any] = {}
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            raise UserError(f"unexpected {word!r}; options start with --")
+        key, has_value, text = word.removeprefix("--").partition("=")
+        _check_option(key, verb)
+        value = text if has_value else next(words, None)
+        if value is None:
+            raise UserError(f"--{key} needs a value")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--{key}: {value!r} is not valid YAML: {error}") from error
+    return overrides
+
+
+def _check_option(key: str, verb: Verb) -> None:
+    from latentwire.config import Experiment
+
+    known = [*Experiment.model_fields, "config", "results", *(name[2:] for name, _ in verb.options)]
+    if key.partition(".")[0] not in known:
+        hint = _hint(key.partition(".")[0], known)
+        raise UserError(f"unknown option --{key}{hint}")
+
+
+def _hint(word: str, known: list[str]) -> str:
+    from latentwire.configuration import did_you_mean
+
+    return f"{did_you_mean(word, known) or ';'} known: {', '.join(known)}"
+
+
+def _complete(options: argparse.Namespace, experiment: "Experiment") -> None:
+    """Fills in wire and seed where they are left out, and refuses what the experiment has not."""
+    allowed: dict[str, Sequence[str | int]] = {
+        "name": [receiver.name for receiver in experiment.receivers],
+        "receiver": [receiver.name for receiver in experiment.receivers],
+        "wire": [experiment.wire.name],
+        "seed": experiment.seeds,
+    }
+    for option, values in allowed.items():
+        if option not in options:
+            continue
+        value = getattr(options, option)
+        if value is None:
+            setattr(options, option, values[0])
+        elif value not in values:
+            raise UserError(
+                f"--{option} {value} is not in {options.config}; allowed: "
+                f"{', '.join(map(str, values))}"
+            )
+
+
+def _check_writable(layout: Layout) -> None:
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=layout.root):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {layout.root}: {error.strerror}. Make the folder writable, or choose "
+            "another with --results"
+        ) from error
+
+
+def _stage(options: argparse.Namespace) -> str:
+    """The name of the verb's log, for example `train_wire-shared-seed1`."""
+    given = [getattr(options, key, None) for key in ("name", "receiver", "wire")]
+    seed = [f"seed{options.seed}"] if "seed" in options else []
+    return "-".join([options.verb.replace("-", "_"), *(name for name in given if name), *seed])
+
+
+@contextlib.contextmanager
+def _log_to(handler: logging.Handler) -> Iterator[None]:
+    """Sends our progress, and warnings of libraries, to a handler."""
+    root, ours = logging.getLogger(), logging.getLogger("latentwire")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    root.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _set_threads(experiment: "Experiment", verb: Verb) -> None:
+    """Sets the number of threads, which the numerics depend on, before any library starts them."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ[variable] = str(experiment.threads)
+    if not verb.uses_torch:
+        return
+    import torch
+
+    torch.set_num_threads(experiment.threads)
+    if verb.uses_device and experiment.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "device: 'cuda', but torch finds no GPU here; run on a machine with one, or set "
+            "--device cpu"
+        )
+
+
+def _receiver(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.receivers.build import build_receiver
+
+    build_receiver(experiment, layout, options.name)
+
+
+def _prepare(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.data.prepare import prepare
+
+    prepare(experiment, layout)
+
+
+def _train_wire(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.training.wire import train_wire
+
+    train_wire(experiment, layout, options.wire, options.seed)
+
+
+def _evaluate_text(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.evaluation.evaluate import evaluate_text
+
+    evaluate_text(experiment, layout, options.receiver)
+
+
+def _evaluate_wire(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.evaluation.evaluate import evaluate_wire
+
+    evaluate_wire(experiment, layout, options.wire, options.seed)
+
+
+def _metrics(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.statistics.metrics import write_metrics
+
+    write_metrics(experiment, layout)
+
+
+def _statistics(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.statistics.comparisons import write_statistics
+
+    write_statistics(experiment, layout)
+
+
+def _headline(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.reporting.headline import write_headline
+
+    write_headline(experiment, layout)
+
+
+def _figures(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.reporting.figures import write_figures
+
+    write_figures(experiment, layout)
+
+
+def _provenance(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.reporting.provenance import write_provenance
+
+    write_provenance(experiment, layout)
+
+
+def _show(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.reporting.headline import print_headline
+
+    print_headline(layout)
+
+
+def _config(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.config_files import write_config_files
+    from latentwire.configuration import dump_yaml
+
+    if options.write:
+        for path in write_config_files():
+            logger.info("wrote %s", path)
+    else:
+        print(dump_yaml(experiment), end="")
+
+
+_WIRE = ("--wire", "name of the wire (default: the experiment's)")
+_SEED = ("--seed", "one of the experiment's seeds (default: its first)")
+
+VERBS: dict[str, Verb] = {
+    "receiver": Verb(
+        _receiver,
+        "prepare one receiver: bundled, pretrained here, local or from the hub",
+        (("--name", "name of the receiver"),),
+        uses_torch=True,
+    ),
+    "prepare": Verb(
+        _prepare, "turn the source of questions into tables and a data card", uses_torch=True
+    ),
+    "train-wire": Verb(
+        _train_wire,
+        "train the encoder and the adapters",
+        (_WIRE, _SEED),
+        uses_torch=True,
+        uses_device=True,
+    ),
+    "evaluate-text": Verb(
+        _evaluate_text,
+        "ask one receiver with the text, with less of it and without",
+        (("--receiver", "name of the receiver"),),
+        uses_torch=True,
+        uses_device=True,
+    ),
+    "evaluate-wire": Verb(
+        _evaluate_wire,
+        "ask every receiver through a trained wire, controls included",
+        (_WIRE, _SEED),
+        uses_torch=True,
+        uses_device=True,
+    ),
+    "metrics": Verb(_metrics, "compute every metric with its interval"),
+    "statistics": Verb(_statistics, "test the declared comparisons"),
+    "headline": Verb(_headline, "write the headline table"),
+    "figures": Verb(_figures, "draw the figures and tables of the report"),
+    "provenance": Verb(_provenance, "note commit, versions and hardware"),
+    "show": Verb(_show, "print the headline table and where the report is", writes=False),
+    "config": Verb(
+        _config,
+        "print the complete experiment, or write the generated files",
+        (("--write", "write config/config.yaml and its schema from the models"),),
+        writes=False,
+    ),
+}

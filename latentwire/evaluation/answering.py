@@ -1,0 +1,102 @@
+"""Questions answered by a receiver, and how likely it finds the gold.
+
+Shapes: B sources of a batch, N questions of the batch.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from latentwire.data.tables import Example
+from latentwire.receivers.packing import PackedQuestions
+from latentwire.receivers.receiver import Receiver, Source
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: the greedy answer.
+        nll: mean -log p per token of the first reference, end of sequence included, in nats.
+        first_token_correct: whether the most likely first token starts any reference.
+        num_question_tokens: positions between source and answer, and the prompt's head.
+        seconds: wall time of the batch's generation, divided by its questions.
+    """
+
+    text: str
+    nll: float
+    first_token_correct: bool
+    num_question_tokens: int
+    seconds: float
+
+
+@torch.no_grad()
+def answer(
+    receiver: Receiver,
+    source: Source,
+    groups: Sequence[Sequence[Example]],
+    max_new_tokens: int,
+    no_answer_text: str,
+) -> list[Answer]:
+    """Answers the questions of each source of a batch, in order.
+
+    The gold answers reach only `nll` and `first_token_correct`; generation never sees them.
+    """
+    examples = [example for group in groups for example in group]
+    questions = receiver.prompt.question_ids([example.question for example in examples])
+    started = time.perf_counter()
+    texts = receiver.decode(
+        receiver.generate(
+            source, _pack(receiver, groups, questions, [[0]] * len(examples)), max_new_tokens
+        )
+    )
+    seconds = (time.perf_counter() - started) / len(examples)
+    references = [example.answers or [no_answer_text] for example in examples]
+    gold = receiver.prompt.answer_ids([answers[0] for answers in references])
+    packed = _pack(receiver, groups, questions, gold)
+    logits = receiver.answer_logits(source, packed)
+    first_tokens = _first_token_predictions(logits, packed)
+    num_head = len(receiver.prompt.head_ids)
+    return [
+        Answer(
+            text,
+            nll,
+            first in {ids[0] for ids in receiver.prompt.answer_ids(answers)},
+            num_head + len(question),
+            seconds,
+        )
+        for text, nll, first, answers, question in zip(
+            texts,
+            _mean_nll(logits, packed, len(examples)),
+            first_tokens,
+            references,
+            questions,
+            strict=True,
+        )
+    ]
+
+
+def _pack(
+    receiver: Receiver,
+    groups: Sequence[Sequence[Example]],
+    questions: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+) -> PackedQuestions:
+    pairs = iter(zip(questions, answers, strict=True))
+    return receiver.pack([[next(pairs) for _ in group] for group in groups])
+
+
+def _mean_nll(logits: torch.Tensor, packed: PackedQuestions, num_answers: int) -> list[float]:
+    token_loss = F.cross_entropy(logits, packed.target_ids, reduction="none")
+    total = torch.zeros(num_answers, device=logits.device)
+    total.index_add_(0, packed.target_answers, token_loss)
+    counts = torch.bincount(packed.target_answers, minlength=num_answers)
+    return (total / counts).tolist()
+
+
+def _first_token_predictions(logits: torch.Tensor, packed: PackedQuestions) -> list[int]:
+    return logits[packed.starts_answer].argmax(-1).tolist()

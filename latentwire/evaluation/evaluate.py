@@ -1,0 +1,193 @@
+"""The stages `evaluate-text` and `evaluate-wire`: test questions answered by every method.
+
+This is the only place that reads the test split.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from latentwire.config import Experiment, Method
+from latentwire.data.tables import Example, group_by_passage, read_examples
+from latentwire.errors import UserError
+from latentwire.evaluation.answering import Answer, answer
+from latentwire.evaluation.methods import (
+    Sent,
+    derangement,
+    encode_payloads,
+    send_head,
+    send_latents,
+    send_nothing,
+    send_text,
+)
+from latentwire.evaluation.predictions import Prediction, write_predictions
+from latentwire.evaluation.scoring import exact_match, f1
+from latentwire.layout import NO_WIRE, Layout
+from latentwire.receivers.loading import latent_reader, load_receiver
+from latentwire.receivers.receiver import Receiver
+from latentwire.training.passages import group_sources, source_text
+from latentwire.wire.wire import Wire
+
+WIRE_METHODS = (Method.latent, Method.control_shuffled)
+Groups = Sequence[Sequence[Example]]
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) -> None:
+    """Evaluates the methods that need no wire, for one receiver.
+
+    Raises:
+        UserError: if data or receiver are missing.
+    """
+    receiver = load_receiver(experiment, layout, receiver_name)
+    groups = group_by_passage(read_examples(layout.split("test")))
+    contexts = [group[0].context for group in groups]
+    ids = receiver.prompt.source_ids(contexts)
+
+    def pick(values: Sequence, indices: Sequence[int]) -> list:
+        return [values[index] for index in indices]
+
+    senders: dict[Method, list[tuple[float | None, Callable[[list[int]], Sent]]]] = {
+        Method.text: [(None, lambda i: send_text(receiver, pick(ids, i), pick(contexts, i)))],
+        Method.closed_book: [(None, lambda i: send_nothing(receiver, len(i)))],
+        Method.truncate_head: [
+            (ratio, lambda i, ratio=ratio: send_head(receiver, pick(ids, i), ratio))
+            for ratio in experiment.wire.target_ratios
+        ],
+    }
+    for method, budgets in senders.items():
+        if method not in experiment.evaluation.methods:
+            continue
+        rows: list[Prediction] = []
+        for ratio, send in budgets:
+            rows += _predict(experiment, receiver, groups, contexts, send, ratio=ratio)
+        write_predictions(layout.predictions(method, receiver_name), rows)
+        _report(method, receiver_name, rows)
+
+
+def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: int) -> None:
+    """Evaluates a wire with all receivers, at all ratios, with its controls.
+
+    Raises:
+        UserError: if data, receivers or wire are missing, or the wire was trained with another
+            anchor than the experiment's.
+    """
+    wire = Wire.from_pretrained(layout.wire(wire_name, seed), experiment.device)
+    mode, ratios = wire.config.source_mode, experiment.wire.target_ratios
+    groups = group_sources(read_examples(layout.split("test")), mode)
+    sources = [source_text(group[0], mode) for group in groups]
+    payloads, seconds = encode_payloads(
+        wire, sources, ratios, experiment.evaluation.batch_passages
+    )
+    strangers = derangement([group[0].passage_id for group in groups], experiment.evaluation.seed)
+    for settings in experiment.receivers:
+        receiver = latent_reader(experiment, load_receiver(experiment, layout, settings.name))
+        _check_anchor(wire, receiver)
+        for method in WIRE_METHODS:
+            if method not in experiment.evaluation.methods:
+                continue
+            source_of = strangers if method == Method.control_shuffled else range(len(groups))
+            rows: list[Prediction] = []
+            for ratio in ratios:
+
+                def send(indices: list[int], ratio: float = ratio) -> Sent:
+                    chosen = [payloads[ratio][source_of[index]] for index in indices]
+                    return send_latents(wire, receiver.name, chosen)
+
+                rows += _predict(
+                    experiment,
+                    receiver,
+                    groups,
+                    sources,
+                    send,
+                    ratio=ratio,
+                    wire=wire_name,
+                    encode_seconds=seconds[ratio],
+                )
+            write_predictions(layout.predictions(method, receiver.name, wire_name, seed), rows)
+            _report(method, receiver.name, rows)
+
+
+def _predict(
+    experiment: Experiment,
+    receiver: Receiver,
+    groups: Groups,
+    sources: Sequence[str],
+    send: Callable[[list[int]], Sent],
+    ratio: float | None,
+    wire: str = NO_WIRE,
+    encode_seconds: float = 0.0,
+) -> list[Prediction]:
+    """Answers the questions of all sources with one method, batched by length."""
+    source_tokens = [len(ids) for ids in receiver.prompt.source_ids(list(sources))]
+    order = sorted(range(len(groups)), key=lambda index: source_tokens[index])
+    batch_size = experiment.evaluation.batch_passages
+    rows: list[list[Prediction]] = [[] for _ in groups]
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        with torch.no_grad():
+            sent = send(indices)
+        answers = iter(
+            answer(
+                receiver,
+                sent.source,
+                [groups[index] for index in indices],
+                experiment.evaluation.max_new_tokens,
+                experiment.prompt.no_answer_text,
+            )
+        )
+        for place, index in enumerate(indices):
+            positions = sent.positions[place]
+            rows[index] = [
+                Prediction(
+                    **_scores(example, next(answers), positions, experiment),
+                    source_tokens=source_tokens[index],
+                    soft_tokens=positions if sent.is_latent else 0,
+                    source_bytes=len(sources[index].encode()),
+                    payload_bytes=sent.payload_bytes[place],
+                    encode_seconds=encode_seconds / len(groups[index]),
+                    wire=wire,
+                    sender="",
+                    target_ratio=ratio,
+                    ratio=source_tokens[index] / positions if positions else None,
+                    source_mode=experiment.wire.source_mode if sent.is_latent else "context",
+                    question_aware=experiment.wire.source_mode == "prompt" and sent.is_latent,
+                )
+                for example in groups[index]
+            ]
+    return [row for group_rows in rows for row in group_rows]
+
+
+def _scores(example: Example, given: Answer, positions: int, experiment: Experiment) -> dict:
+    no_answer_text = experiment.prompt.no_answer_text
+    return {
+        "example_id": example.example_id,
+        "passage_id": example.passage_id,
+        "task": example.task,
+        "prediction": given.text,
+        "em": exact_match(given.text, example.answers, no_answer_text),
+        "f1": f1(given.text, example.answers, no_answer_text),
+        "nll": given.nll,
+        "first_token_correct": float(given.first_token_correct),
+        "prompt_tokens": given.num_question_tokens + positions,
+        "answer_seconds": given.seconds,
+    }
+
+
+def _check_anchor(wire: Wire, receiver: Receiver) -> None:
+    trained = wire.receivers[receiver.name].anchor_ids
+    if trained != receiver.prompt.anchor_ids:
+        raise UserError(
+            f"prompt.anchor_text: the wire was trained with an anchor of the tokens {trained}, not "
+            f"{receiver.prompt.anchor_ids} ({receiver.prompt.anchor!r}); use the text it was "
+            "trained with"
+        )
+
+
+def _report(method: Method, receiver: str, rows: Sequence[Prediction]) -> None:
+    for ratio in sorted({row.target_ratio for row in rows}, key=lambda ratio: ratio or 0):
+        scores = [row.f1 for row in rows if row.target_ratio == ratio]
+        budget = f" at {ratio:g}x" if ratio else ""
+        logger.info("%s, %s%s: F1 %.3f", receiver, method, budget, sum(scores) / len(scores))

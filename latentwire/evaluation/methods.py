@@ -1,0 +1,105 @@
+"""What each method puts in the place of the source."""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentwire.receivers.receiver import Receiver, Source
+from latentwire.wire.payload import Latents
+from latentwire.wire.wire import Wire
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a receiver gets for a batch of sources.
+
+    Attributes:
+        source: embeddings in the source's place.
+        positions: how many of them each source has.
+        payload_bytes: bytes sent for each source.
+        is_latent: whether the positions are soft tokens.
+    """
+
+    source: Source
+    positions: list[int]
+    payload_bytes: list[int]
+    is_latent: bool
+
+
+def send_text(receiver: Receiver, source_ids: Sequence[list[int]], sources: list[str]) -> Sent:
+    """The whole source as text."""
+    return Sent(
+        receiver.text_source(source_ids),
+        [len(ids) for ids in source_ids],
+        [len(source.encode()) for source in sources],
+        is_latent=False,
+    )
+
+
+def send_nothing(receiver: Receiver, num_sources: int) -> Sent:
+    """Closed book: the question alone."""
+    empty: list[list[int]] = [[] for _ in range(num_sources)]
+    return Sent(receiver.text_source(empty), [0] * num_sources, [0] * num_sources, is_latent=False)
+
+
+def send_head(receiver: Receiver, source_ids: Sequence[list[int]], ratio: float) -> Sent:
+    """The first tokens of the source, as many as the ratio allows and at least one."""
+    kept = [ids[: max(1, int(len(ids) / ratio))] for ids in source_ids]
+    return send_text(receiver, kept, receiver.tokenizer.batch_decode(kept))
+
+
+def send_latents(wire: Wire, receiver: str, payloads: Sequence[bytes]) -> Sent:
+    """Messages, read from their byte form."""
+    messages = [Latents.from_bytes(payload) for payload in payloads]
+    return Sent(
+        wire.receive(receiver, messages),
+        [len(message.values) for message in messages],
+        [len(payload) for payload in payloads],
+        is_latent=True,
+    )
+
+
+def encode_payloads(
+    wire: Wire, sources: Sequence[str], ratios: Sequence[float], batch_size: int
+) -> tuple[dict[float, list[bytes]], dict[float, float]]:
+    """Byte forms of all sources at every ratio, and the seconds per source at each.
+
+    A source is read once for all ratios; every ratio is charged the whole reading.
+    """
+    payloads: dict[float, list[bytes]] = {ratio: [] for ratio in ratios}
+    seconds = dict.fromkeys(ratios, 0.0)
+    source_ids = wire.source_ids(sources)
+    for start in range(0, len(sources), batch_size):
+        started = time.perf_counter()
+        read = wire.read(source_ids[start : start + batch_size])
+        reading = time.perf_counter() - started
+        for ratio in ratios:
+            started = time.perf_counter()
+            payloads[ratio] += [message.to_bytes() for message in wire.messages(read, ratio)]
+            seconds[ratio] += reading + time.perf_counter() - started
+    return payloads, {ratio: total / len(sources) for ratio, total in seconds.items()}
+
+
+def derangement(owners: Sequence[str], seed: int) -> list[int]:
+    """For each item the index of another's, never one of the same owner.
+
+    Items of one owner are laid side by side in a shuffled order of owners, and the order is turned
+    by the size of the largest owner; every item is used once.
+
+    Raises:
+        ValueError: if one owner has more than half of the items.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, owner in enumerate(owners):
+        groups.setdefault(owner, []).append(index)
+    shift = max(len(group) for group in groups.values())
+    if 2 * shift > len(owners):
+        raise ValueError(f"no derangement: one of {len(groups)} passages has {shift} of {len(owners)}")
+    names = sorted(groups)
+    random.Random(seed).shuffle(names)
+    order = [index for name in names for index in groups[name]]
+    result = [0] * len(owners)
+    for place, index in enumerate(order):
+        result[index] = order[(place + shift) % len(order)]
+    return result

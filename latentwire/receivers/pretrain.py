@@ -1,0 +1,250 @@
+"""Making the pocket receivers from nothing: tokenizers, a small Llama and a small Qwen2.
+
+They stand in for the pretrained models of a real experiment, and differ in width, depth,
+vocabulary, tokenizer and special tokens.
+"""
+
+import itertools
+import logging
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from latentwire.config import Experiment, Pretraining
+from latentwire.data.pocket import (
+    FULL_LENGTH_FACTS,
+    Passage,
+    draw_shape,
+    make_passage,
+    mixed_passages,
+)
+from latentwire.errors import UserError
+from latentwire.files import copy_files, whole_file
+from latentwire.fingerprint import code_fingerprint
+from latentwire.layout import Layout
+from latentwire.receivers.packing import (
+    PackedQuestions,
+    pack_questions,
+    packed_attention_mask,
+    packed_positions,
+    pad_rows,
+)
+from latentwire.receivers.prompt import Prompt
+from latentwire.training.loop import Schedule, fit
+from latentwire.training.state import StateDirectory
+
+_TOKENIZER_PASSAGES = 4000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Architecture and tokenizer of one pocket receiver."""
+
+    vocabulary: int
+    special_tokens: dict[str, str]
+    splits_digits: bool
+    build: Callable[[PreTrainedTokenizerFast], PreTrainedModel]
+
+
+def _llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=160,
+            intermediate_size=432,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=64,
+            **_common(tokenizer),
+        )
+    )
+
+
+def _qwen(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=5,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            **_common(tokenizer),
+        )
+    )
+
+
+def _common(tokenizer: PreTrainedTokenizerFast) -> dict:
+    return {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+RECIPES = {
+    "llama": Recipe(
+        1152, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}, False, _llama
+    ),
+    "qwen": Recipe(
+        1280, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, True, _qwen
+    ),
+}
+
+
+def pretrain_receiver(experiment: Experiment, layout: Layout, name: str) -> None:
+    """Trains a tokenizer and a model on the pocket corpus and writes them to the receiver's folder.
+
+    Raises:
+        UserError: if there is no recipe of that name, or a saved state belongs to another run.
+    """
+    if name not in RECIPES:
+        raise UserError(
+            f"receivers: {name!r} cannot be pretrained; there are recipes for {sorted(RECIPES)}"
+        )
+    settings = experiment.pretraining
+    torch.manual_seed(settings.seed)
+    tokenizer = make_tokenizer(RECIPES[name], experiment, settings.seed)
+    model = RECIPES[name].build(tokenizer)
+    task = PretrainingTask(experiment, model, tokenizer)
+    schedule = Schedule(
+        num_steps=settings.steps,
+        warmup_steps=settings.warmup_steps,
+        matrix_learning_rate=settings.matrix_learning_rate,
+        other_learning_rate=settings.other_learning_rate,
+    )
+    identity = {
+        "name": name,
+        "settings": settings.model_dump(mode="json"),
+        "prompt": experiment.prompt.model_dump(mode="json"),
+        "threads": experiment.threads,
+        "code": code_fingerprint("latentwire.receivers.pretrain"),
+        "torch": torch.__version__,
+    }
+    state = StateDirectory(layout.state(f"receiver-{name}"), identity)
+    logger.info("pretraining %s: %d parameters", name, model.num_parameters())
+    metrics = fit(task, schedule, state)
+    directory = layout.receiver(name)
+    with whole_file(directory / "metrics.jsonl") as temporary:
+        shutil.copyfile(metrics, temporary)
+    save_receiver(model.to(torch.bfloat16), tokenizer, directory)
+    state.remove()
+
+
+def save_receiver(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path
+) -> None:
+    """Writes what `from_pretrained` loads, every file whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+        copy_files(Path(folder), directory)
+
+
+def make_tokenizer(
+    recipe: Recipe, experiment: Experiment, seed: int
+) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer, so that any UTF-8 text round-trips."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if recipe.splits_digits else []
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    passages = itertools.islice(mixed_passages(f"tokenizer/{seed}"), _TOKENIZER_PASSAGES)
+    tokenizer.train_from_iterator(
+        (_document(passage, experiment) for passage in passages),
+        trainers.BpeTrainer(
+            vocab_size=recipe.vocabulary,
+            special_tokens=list(recipe.special_tokens.values()),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **recipe.special_tokens)
+
+
+def _document(passage: Passage, experiment: Experiment) -> str:
+    prompt = experiment.prompt
+    return "\n".join(
+        prompt.template.format(source=passage.context, question=fact.question)
+        + prompt.anchor_text
+        + fact.value
+        for fact in passage.facts
+    )
+
+
+class PretrainingTask:
+    """Answers to all questions of a passage, and the passage itself, as next-token prediction."""
+
+    def __init__(
+        self, experiment: Experiment, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        self.module = model.train()
+        self._settings = experiment.pretraining
+        prompt = experiment.prompt
+        self._prompt = Prompt(tokenizer, prompt.template, prompt.anchor_text)
+        self._pad_id = tokenizer.pad_token_id
+
+    def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+        passages = draw_passages(self._settings, step)
+        ids, mask, packed = self._batch(passages)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = self.module.model(
+                input_ids=torch.cat([ids, packed.ids], dim=1),
+                attention_mask=packed_attention_mask(mask, packed),
+                position_ids=packed_positions(mask, packed),
+                use_cache=False,
+            ).last_hidden_state
+            num_prefix = ids.shape[1]
+            columns = num_prefix + packed.target_columns
+            answer_logits = self.module.lm_head(hidden[packed.target_rows, columns])
+            passage_logits = self.module.lm_head(hidden[:, : num_prefix - 1][mask[:, 1:]])
+        answers = F.cross_entropy(answer_logits.float(), packed.target_ids)
+        passage = F.cross_entropy(passage_logits.float(), ids[:, 1:][mask[:, 1:]])
+        loss = answers + self._settings.passage_loss_weight * passage
+        return (
+            {"loss": loss, "answer_cross_entropy": answers, "passage_cross_entropy": passage},
+            {"examples": len(passages), "tokens": int(mask.sum() + (packed.segments >= 0).sum())},
+        )
+
+    def dev(self) -> dict[str, float]:
+        return {}
+
+    def _batch(self, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, PackedQuestions]:
+        prompt = self._prompt
+        facts = [fact for passage in passages for fact in passage.facts]
+        questions = prompt.question_ids([fact.question for fact in facts])
+        answers = prompt.answer_ids([fact.value for fact in facts])
+        pairs = iter(zip(questions, answers, strict=True))
+        rows = [[next(pairs) for _ in passage.facts] for passage in passages]
+        sources = prompt.source_ids([passage.context for passage in passages])
+        ids, mask = pad_rows([[*prompt.head_ids, *source] for source in sources], self._pad_id)
+        return ids, mask, pack_questions(rows, self._pad_id)
+
+
+def draw_passages(settings: Pretraining, step: int) -> list[Passage]:
+    """The passages of a step, all of one shape; a pure function of seed and step."""
+    rng = random.Random(f"pretraining/{settings.seed}/{step}")
+    num_people, num_facts, num_relations = draw_shape(rng)
+    count = round(settings.passages_per_step * FULL_LENGTH_FACTS / num_facts)
+    return [make_passage(rng, num_people, num_facts, num_relations) for _ in range(count)]

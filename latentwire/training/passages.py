@@ -1,0 +1,101 @@
+"""Training passages as token ids, for the encoder and for every receiver."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentwire.data.tables import Example, group_by_passage
+from latentwire.receivers.receiver import Receiver
+from latentwire.wire.wire import Wire
+
+QuestionIds = list[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class TokenisedPassage:
+    """One source with its questions, as ids; dictionaries go by receiver.
+
+    Attributes:
+        encoder_ids: the encoder's tokens of the source.
+        num_source_tokens: the receiver's tokens of the source.
+        text_ids: the receiver's tokens of the passage, for the teacher.
+        questions: `(question ids, answer ids)` pairs that follow latents.
+        text_questions: the same pairs as they follow the text.
+    """
+
+    encoder_ids: list[int]
+    num_source_tokens: dict[str, int]
+    text_ids: dict[str, list[int]]
+    questions: dict[str, QuestionIds]
+    text_questions: dict[str, QuestionIds]
+
+    @property
+    def num_tokens(self) -> int:
+        """Cost of the passage: its encoder tokens and the mean of its receivers' positions."""
+        positions = sum(
+            len(question) + len(answer)
+            for pairs in self.questions.values()
+            for question, answer in pairs
+        )
+        return len(self.encoder_ids) + positions // len(self.questions)
+
+
+def choose(questions: QuestionIds, most: int, key: str) -> QuestionIds:
+    """At most so many questions, a random choice that the key fixes."""
+    return questions if len(questions) <= most else random.Random(key).sample(questions, most)
+
+
+def group_sources(examples: Sequence[Example], source_mode: str) -> list[list[Example]]:
+    """Examples that share a source: those of a passage, or each by itself."""
+    if source_mode == "context":
+        return group_by_passage(examples)
+    return [[example] for example in examples]
+
+
+def source_text(example: Example, source_mode: str) -> str:
+    """What is compressed: the passage, or passage and question."""
+    if source_mode == "context":
+        return example.context
+    return f"{example.context}\n{example.question}"
+
+
+def tokenise_passages(
+    examples: Sequence[Example],
+    wire: Wire,
+    text_readers: Sequence[Receiver],
+    latent_readers: Sequence[Receiver],
+    no_answer_text: str,
+) -> list[TokenisedPassage]:
+    """Tokenises the sources and questions of a split."""
+    mode = wire.config.source_mode
+    groups = group_sources(examples, mode)
+    sources = [source_text(group[0], mode) for group in groups]
+    contexts = [group[0].context for group in groups]
+    encoder_ids = wire.source_ids(sources)
+    source_ids = {r.name: r.prompt.source_ids(sources) for r in latent_readers}
+    text_ids = {r.name: r.prompt.source_ids(contexts) for r in text_readers}
+    questions = {r.name: _question_groups(groups, r, no_answer_text) for r in latent_readers}
+    text_questions = {r.name: _question_groups(groups, r, no_answer_text) for r in text_readers}
+    return [
+        TokenisedPassage(
+            encoder_ids[index],
+            {name: len(ids[index]) for name, ids in source_ids.items()},
+            *(
+                {name: values[index] for name, values in part.items()}
+                for part in (text_ids, questions, text_questions)
+            ),
+        )
+        for index in range(len(groups))
+    ]
+
+
+def _question_groups(
+    groups: Sequence[Sequence[Example]], receiver: Receiver, no_answer_text: str
+) -> list[QuestionIds]:
+    flat = [example for group in groups for example in group]
+    questions = receiver.prompt.question_ids([example.question for example in flat])
+    answers = receiver.prompt.answer_ids(
+        [example.answers[0] if example.answers else no_answer_text for example in flat]
+    )
+    pairs = iter(zip(questions, answers, strict=True))
+    return [[next(pairs) for _ in group] for group in groups]

@@ -1,0 +1,234 @@
+"""The stage `train-wire`: one encoder and all adapters, through frozen receivers."""
+
+import logging
+import random
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel
+
+from latentwire.config import Experiment
+from latentwire.data.tables import read_examples
+from latentwire.files import whole_file
+from latentwire.fingerprint import code_fingerprint
+from latentwire.layout import Layout
+from latentwire.receivers.loading import (
+    latent_reader,
+    load_receiver,
+    model_location,
+    open_tokenizer,
+)
+from latentwire.receivers.receiver import Receiver
+from latentwire.training.batches import BatchOrder
+from latentwire.training.card import wire_card
+from latentwire.training.loop import Schedule, fit
+from latentwire.training.objective import answer_loss
+from latentwire.training.passages import TokenisedPassage, choose, tokenise_passages
+from latentwire.training.state import StateDirectory
+from latentwire.wire.wire import ReceiverFacts, Wire
+
+METRICS = "metrics.jsonl"
+# Keeps the ratio on unseen passages at or above the target in spite of rounding.
+_WIDTH_MARGIN = 1.005
+_DEV_PASSAGES_AT_ONCE = 32
+
+logger = logging.getLogger(__name__)
+
+
+def train_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: int) -> None:
+    """Trains a wire, or goes on where an interrupted run stopped, and writes its folder.
+
+    Raises:
+        UserError: if data or receivers are missing, or a saved state belongs to another run.
+    """
+    torch.manual_seed(seed)
+    receivers = [load_receiver(experiment, layout, r.name) for r in experiment.receivers]
+    wire = make_wire(experiment, layout, receivers)
+    task = WireTask(experiment, layout, wire, receivers, seed)
+    settings = experiment.training
+    num_steps = settings.steps or task.order.num_steps(settings.epochs)
+    schedule = Schedule(
+        num_steps=num_steps,
+        **settings.model_dump(include=Schedule.__dataclass_fields__.keys()),
+    )
+    state = StateDirectory(
+        layout.state(f"{wire_name}-seed{seed}"), _identity(experiment, layout, seed)
+    )
+    logger.info(
+        "training wire %s, seed %d: %d steps, widths %s", wire_name, seed, num_steps, wire.widths
+    )
+    metrics = fit(task, schedule, state)
+    directory = layout.wire(wire_name, seed)
+    with whole_file(directory / METRICS) as temporary:
+        shutil.copyfile(metrics, temporary)
+    with whole_file(directory / "README.md") as temporary:
+        temporary.write_text(wire_card(experiment, wire, seed, num_steps), encoding="utf-8")
+    wire.save_pretrained(directory)
+    state.remove()
+
+
+def make_wire(experiment: Experiment, layout: Layout, receivers: Sequence[Receiver]) -> Wire:
+    """An untrained wire, its encoder started from the backbone of the configuration.
+
+    Raises:
+        UserError: if the backbone cannot be loaded.
+    """
+    location = _backbone_location(experiment, layout)
+    tokenizer = open_tokenizer(**location)
+    backbone = AutoModel.from_pretrained(
+        location["location"],
+        revision=location["revision"],
+        dtype=torch.float32,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+    )
+    facts = {
+        receiver.name: ReceiverFacts(
+            receiver.embedding_dim,
+            receiver.embedding_rms,
+            receiver.prompt.anchor_ids,
+        )
+        for receiver in receivers
+    }
+    widths = dict.fromkeys(experiment.wire.target_ratios, 1.0)
+    wire = Wire(experiment.wire, backbone, tokenizer, widths, facts)
+    return wire.to(experiment.device)
+
+
+class WireTask:
+    """Answers of frozen receivers that read latents, against gold answers and the full text.
+
+    Each step draws one receiver, and a target ratio for every passage of the batch.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        layout: Layout,
+        wire: Wire,
+        receivers: Sequence[Receiver],
+        seed: int,
+    ) -> None:
+        self.module = wire
+        self._experiment, self._settings = experiment, experiment.training
+        self._layout, self._receivers, self._seed = layout, receivers, seed
+        self._latent_readers = {r.name: latent_reader(experiment, r) for r in receivers}
+        self._passages = self._tokenise("train")
+        wire.widths = pooling_widths(self._passages, experiment.wire.target_ratios)
+        lengths = [passage.num_tokens for passage in self._passages]
+        self.order = BatchOrder(lengths, self._settings.passages_per_step, seed)
+
+    def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+        epoch, indices = self.order.batch(step)
+        passages = [self._passages[index] for index in indices]
+        draw = random.Random(f"{self._seed}/{step}")
+        receiver = draw.choice(self._receivers)
+        ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
+        losses = self._forward(receiver, passages, ratios, f"{self._seed}/{epoch}")
+        tokens = sum(passage.num_tokens for passage in passages)
+        return losses, {"examples": len(passages), "tokens": tokens}
+
+    @torch.no_grad()
+    def dev(self) -> dict[str, float]:
+        """Cross-entropy on dev for every receiver and target ratio."""
+        return {
+            f"dev/{receiver.name}/{ratio:g}x/cross_entropy": self._dev_loss(receiver, ratio)
+            for receiver in self._receivers
+            for ratio in self._experiment.wire.target_ratios
+        }
+
+    def _dev_loss(self, receiver: Receiver, ratio: float) -> float:
+        total = num_tokens = 0.0
+        for start in range(0, len(self._dev_passages), _DEV_PASSAGES_AT_ONCE):
+            passages = self._dev_passages[start : start + _DEV_PASSAGES_AT_ONCE]
+            losses = self._forward(receiver, passages, [ratio] * len(passages), "dev", kl=False)
+            count = sum(len(a) for p in passages for _, a in p.questions[receiver.name])
+            total += losses["cross_entropy"].item() * count
+            num_tokens += count
+        return total / num_tokens
+
+    def _forward(
+        self,
+        receiver: Receiver,
+        passages: Sequence[TokenisedPassage],
+        ratios: Sequence[float],
+        question_key: str,
+        kl: bool = True,
+    ) -> dict[str, Tensor]:
+        wire, settings, name = self.module, self._settings, receiver.name
+        most, device = settings.max_questions_per_passage, self._experiment.device
+        reader = self._latent_readers[name]
+        packed = reader.pack([choose(p.questions[name], most, question_key) for p in passages])
+        with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            latents, mask = wire.latents(wire.read([p.encoder_ids for p in passages]), ratios)
+            logits = reader.answer_logits(wire.soft_tokens(name, latents, mask), packed)
+            teacher = None
+            if kl and settings.kl_weight:
+                teacher = self._teacher_logits(receiver, passages, question_key)
+        return answer_loss(logits, teacher, packed, settings)
+
+    @torch.no_grad()
+    def _teacher_logits(
+        self, receiver: Receiver, passages: Sequence[TokenisedPassage], question_key: str
+    ) -> Tensor:
+        name, most = receiver.name, self._settings.max_questions_per_passage
+        packed = receiver.pack(
+            [choose(p.text_questions[name], most, question_key) for p in passages]
+        )
+        return receiver.answer_logits(
+            receiver.text_source([p.text_ids[name] for p in passages]), packed
+        )
+
+    def _tokenise(self, split: str) -> list[TokenisedPassage]:
+        examples = read_examples(self._layout.split(split))
+        no_answer_text = self._experiment.prompt.no_answer_text
+        return tokenise_passages(
+            examples,
+            self.module,
+            self._receivers,
+            list(self._latent_readers.values()),
+            no_answer_text,
+        )
+
+    @cached_property
+    def _dev_passages(self) -> list[TokenisedPassage]:
+        return self._tokenise("dev")
+
+
+def pooling_widths(
+    passages: Sequence[TokenisedPassage], target_ratios: Sequence[float]
+) -> dict[float, float]:
+    """Encoder tokens per latent at which even the receiver with the fewest tokens reaches a ratio."""
+    encoder_tokens = sum(len(passage.encoder_ids) for passage in passages)
+    fewest = min(
+        sum(passage.num_source_tokens[name] for passage in passages)
+        for name in passages[0].num_source_tokens
+    )
+    return {
+        ratio: max(1.0, ratio * _WIDTH_MARGIN * encoder_tokens / fewest) for ratio in target_ratios
+    }
+
+
+def _backbone_location(experiment: Experiment, layout: Layout) -> dict[str, Any]:
+    backbone = experiment.wire.encoder.backbone
+    if backbone in {receiver.name for receiver in experiment.receivers}:
+        return model_location(layout.receiver(backbone))
+    repository, _, revision = backbone.partition("@")
+    return {"location": repository, "revision": revision or None}
+
+
+def _identity(experiment: Experiment, layout: Layout, seed: int) -> dict[str, Any]:
+    """What must not change between the parts of one run."""
+    sections = {"data", "length", "prompt", "receivers", "wire", "training", "threads"}
+    settings = experiment.model_dump(mode="json", include=sections)
+    settings["training"].pop("checkpoint_interval_seconds")
+    return {
+        "seed": seed,
+        "settings": settings,
+        "code": code_fingerprint("latentwire.training.wire"),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,213 @@
+"""The wire: one encoder and an adapter for each receiver.
+
+Shapes: B sources, S tokens, M latents of the longest message, L latent_dim, D embedding width.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from latentwire.config import Wire as WireConfig
+from latentwire.errors import UserError
+from latentwire.files import read_json, whole_file, write_json
+from latentwire.receivers.loading import open_tokenizer
+from latentwire.receivers.packing import pad_rows
+from latentwire.receivers.receiver import Source
+from latentwire.wire.adapter import Adapter
+from latentwire.wire.encoder import EncodedSources, Encoder
+from latentwire.wire.payload import Latents
+from latentwire.wire.pooling import num_groups
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class ReceiverFacts:
+    """What a wire must know of a receiver to write for it.
+
+    Attributes:
+        embedding_dim: width D of its embeddings.
+        embedding_rms: root mean square of its embedding matrix.
+        anchor_ids: token ids of the anchor, as trained with.
+    """
+
+    embedding_dim: int
+    embedding_rms: float
+    anchor_ids: list[int]
+
+
+class Wire(nn.Module):
+    """Encodes source text into latents, and latents into soft tokens of each receiver.
+
+    Args:
+        config: the wire's section of the experiment.
+        backbone: the encoder's transformer, without language-model head.
+        tokenizer: the encoder's tokenizer.
+        widths: encoder tokens per latent for each target ratio, chosen so that every receiver
+            reaches the ratio.
+        receivers: facts of each receiver by name.
+    """
+
+    def __init__(
+        self,
+        config: WireConfig,
+        backbone: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        widths: dict[float, float],
+        receivers: dict[str, ReceiverFacts],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.widths = widths
+        self.receivers = receivers
+        self.encoder = Encoder(backbone, config.encoder, config.latent_dim)
+        # Names may hold dots, which module names may not.
+        self.adapters = nn.ModuleList(self._adapter(facts) for facts in receivers.values())
+        self._adapter_index = {name: index for index, name in enumerate(receivers)}
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.project.weight.device
+
+    @property
+    def wire_id(self) -> bytes:
+        """16 bytes that name the wire: a digest of its weights."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+        return digest.digest()[:16]
+
+    def source_ids(self, sources: Sequence[str]) -> list[list[int]]:
+        """The encoder's token ids of source texts, no special tokens, nothing cut."""
+        return self.tokenizer(list(sources), add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+
+    def read(self, source_ids: Sequence[Sequence[int]]) -> EncodedSources:
+        """Reads sources once; latents of any ratio are pooled from the outcome."""
+        ids, mask = pad_rows(source_ids, self.tokenizer.pad_token_id or 0)
+        return self.encoder.read(ids.to(self.device), mask.to(self.device))
+
+    def latents(self, sources: EncodedSources, ratios: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Latents `[B, M, L]` and their mask `[B, M]`, at one target ratio for each source.
+
+        Raises:
+            UserError: if the wire was not trained for a ratio.
+        """
+        unknown = sorted(set(ratios) - self.widths.keys())
+        if unknown:
+            raise UserError(f"ratio {unknown[0]} is not one of the wire's: {sorted(self.widths)}")
+        widths = torch.tensor([self.widths[ratio] for ratio in ratios], device=self.device)
+        return self.encoder.latents(sources, num_groups(sources.mask.sum(1), widths))
+
+    def soft_tokens(self, receiver: str, latents: Tensor, mask: Tensor) -> Source:
+        """Maps latents `[B, M, L]` to a receiver's soft tokens `[B, M, D]`.
+
+        Raises:
+            UserError: if the wire has no adapter for the receiver.
+        """
+        if receiver not in self._adapter_index:
+            raise UserError(f"no adapter for receiver {receiver!r}; there are {[*self.receivers]}")
+        return Source(self.adapters[self._adapter_index[receiver]](latents), mask)
+
+    @torch.no_grad()
+    def encode(self, sources: Sequence[str], ratio: float) -> list[Latents]:
+        """Messages of source texts at a target ratio.
+
+        Raises:
+            UserError: if a text is empty or the ratio is not one of the wire's.
+        """
+        ids = self.source_ids(sources)
+        if not all(ids):
+            raise UserError("cannot encode an empty text: give at least one character")
+        return self.messages(self.read(ids), ratio)
+
+    @torch.no_grad()
+    def messages(self, sources: EncodedSources, ratio: float) -> list[Latents]:
+        """Messages of sources that were read already."""
+        values, mask = self.latents(sources, [ratio] * len(sources.mask))
+        wire_id = self.wire_id
+        return [
+            Latents.quantise(row[: int(length)], ratio, wire_id)
+            for row, length in zip(values, mask.sum(1), strict=True)
+        ]
+
+    def receive(self, receiver: str, messages: Sequence[Latents]) -> Source:
+        """Soft tokens of messages, right-padded to the longest."""
+        lengths = torch.tensor([len(message.values) for message in messages])
+        values = nn.utils.rnn.pad_sequence(
+            [message.values for message in messages], batch_first=True
+        ).to(self.device)
+        mask = (torch.arange(values.shape[1]) < lengths[:, None]).to(self.device)
+        return self.soft_tokens(receiver, values, mask)
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes weights, configuration and tokenizer; the weights last."""
+        tokenizer_files = self.tokenizer.backend_tokenizer.to_str()
+        description = {
+            "wire": self.config.model_dump(mode="json"),
+            "backbone": self.encoder.backbone.config.to_dict(),
+            "special_tokens": {
+                name: token
+                for name, token in self.tokenizer.special_tokens_map.items()
+                if isinstance(token, str)
+            },
+            "widths": {f"{ratio:g}": width for ratio, width in self.widths.items()},
+            "receivers": {name: asdict(facts) for name, facts in self.receivers.items()},
+        }
+        directory.mkdir(parents=True, exist_ok=True)
+        with whole_file(directory / "tokenizer.json") as temporary:
+            temporary.write_text(tokenizer_files, encoding="utf-8")
+        write_json(
+            directory / "tokenizer_config.json",
+            {"tokenizer_class": "PreTrainedTokenizerFast", **description["special_tokens"]},
+        )
+        write_json(directory / CONFIG, description)
+        with whole_file(directory / WEIGHTS) as temporary:
+            save_file(
+                {name: value.contiguous() for name, value in self.state_dict().items()}, temporary
+            )
+
+    @classmethod
+    def from_pretrained(cls, directory: Path | str, device: str = "cpu") -> "Wire":
+        """Loads a trained wire.
+
+        Raises:
+            UserError: if a file is missing or malformed, or the weights do not fit the
+                configuration.
+        """
+        directory = Path(directory)
+        description: dict[str, Any] = read_json(directory / CONFIG)
+        backbone_config = dict(description["backbone"])
+        backbone = AutoModel.from_config(
+            AutoConfig.for_model(backbone_config.pop("model_type"), **backbone_config),
+            attn_implementation="sdpa",
+        )
+        wire = cls(
+            WireConfig.model_validate(description["wire"]),
+            backbone.float(),
+            open_tokenizer(str(directory), None),
+            {float(ratio): width for ratio, width in description["widths"].items()},
+            {name: ReceiverFacts(**facts) for name, facts in description["receivers"].items()},
+        )
+        try:
+            wire.load_state_dict(load_file(directory / WEIGHTS))
+        except (FileNotFoundError, RuntimeError) as error:
+            raise UserError(f"the weights of the wire in {directory} do not load: {error}") from error
+        return wire.eval().requires_grad_(False).to(device)
+
+    def _adapter(self, facts: ReceiverFacts) -> Adapter:
+        settings = self.config.adapter
+        unit = facts.embedding_rms if settings.calibration == "embed_rms" else 1.0
+        hidden_dim = settings.hidden_dim or 2 * facts.embedding_dim
+        return Adapter(
+            self.config.latent_dim, hidden_dim, facts.embedding_dim, settings.gain * unit
+        )

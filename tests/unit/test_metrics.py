@@ -1,0 +1,342 @@
+"""The metrics table and the comparisons, from synthetic prediction files."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from latentwire.config import Evaluation, Experiment, Method, Statistics, Wire
+from latentwire.errors import UserError
+from latentwire.evaluation.predictions import Prediction, write_predictions
+from latentwire.layout import Layout
+from latentwire.statistics.comparisons import write_statistics
+from latentwire.statistics.metrics import COLUMNS, write_metrics
+
+NUM_PASSAGES, NUM_QUESTIONS = 24, 3
+SOURCE_TOKENS = 60
+ACCURACY = {
+    Method.text: 0.95,
+    Method.closed_book: 0.1,
+    Method.truncate_head: 0.35,
+    Method.latent: 0.6,
+    Method.control_shuffled: 0.1,
+}
+
+
+@pytest.fixture
+def experiment():
+    return Experiment(
+        experiment="synthetic",
+        seeds=[1, 2],
+        wire=Wire(target_ratios=[4, 8]),
+        statistics=Statistics(resamples=400),
+    )
+
+
+@pytest.fixture
+def layout(experiment, tmp_path):
+    layout = Layout(experiment.experiment, tmp_path)
+    for path, rows in predictions(experiment, layout).items():
+        write_predictions(path, rows)
+    return layout
+
+
+def predictions(experiment, layout):
+    rng = np.random.default_rng(0)
+    files = {}
+    for receiver in experiment.receivers:
+        for method in experiment.evaluation.methods:
+            is_latent = method in (Method.latent, Method.control_shuffled)
+            has_ratio = is_latent or method == Method.truncate_head
+            for seed in experiment.seeds if is_latent else [0]:
+                wire = experiment.wire.name if is_latent else "none"
+                files[layout.predictions(method, receiver.name, wire, seed)] = [
+                    prediction(method, wire, number, ratio, rng)
+                    for ratio in (experiment.wire.target_ratios if has_ratio else [None])
+                    for number in range(NUM_PASSAGES * NUM_QUESTIONS)
+                ]
+    return files
+
+
+def prediction(method, wire, number, target_ratio, rng):
+    passage = number // NUM_QUESTIONS
+    source_tokens = SOURCE_TOKENS + passage
+    positions = {Method.text: source_tokens, Method.closed_book: 0}.get(
+        method, target_ratio and -(-source_tokens // target_ratio)
+    )
+    is_correct = float(rng.random() < ACCURACY[method])
+    return Prediction(
+        example_id=f"q{number:03}",
+        passage_id=f"p{passage}",
+        task="odd" if passage % 2 else "even",
+        prediction="answer",
+        em=is_correct,
+        f1=max(is_correct, round(0.5 * rng.random(), 2)) if method != Method.text else is_correct,
+        nll=float(rng.random()),
+        first_token_correct=is_correct,
+        source_tokens=source_tokens,
+        prompt_tokens=int(positions) + 10,
+        soft_tokens=int(positions) if wire != "none" else 0,
+        source_bytes=4 * source_tokens,
+        payload_bytes=int(4 * positions),
+        encode_seconds=0.0,
+        answer_seconds=0.01 + 0.001 * float(rng.random()),
+        wire=wire,
+        sender="",
+        target_ratio=target_ratio,
+        ratio=source_tokens / positions if positions else None,
+        source_mode="context",
+        question_aware=False,
+    )
+
+
+def metrics(experiment, layout):
+    write_metrics(experiment, layout)
+    with layout.metrics.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def select(rows, **wanted):
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def rewrite(experiment, layout, path, change):
+    write_predictions(path, change(predictions(experiment, layout)[path]))
+
+
+def statistics(experiment, layout):
+    write_statistics(experiment, layout)
+    assert layout.statistics.read_bytes() == layout.statistical_report.read_bytes()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} in the JSON")
+
+    return json.loads(layout.statistics.read_text(), parse_constant=refuse)
+
+
+def test_metrics_has_the_columns_and_every_row_set_once(experiment, layout):
+    rows = metrics(experiment, layout)
+    assert tuple(rows[0]) == COLUMNS
+    keys = [
+        tuple(
+            row[key]
+            for key in ("task", "method", "receiver", "wire", "target_ratio", "seed", "metric")
+        )
+        for row in rows
+    ]
+    assert len(set(keys)) == len(keys)
+    row_sets = {key[:-1] for key in keys}
+    runs_of_a_receiver = 2 + 2 + 2 * 2 * 2
+    assert len(row_sets) == 2 * 3 * runs_of_a_receiver
+    assert {row["task"] for row in rows} == {"all", "even", "odd"}
+    assert {row["seed"] for row in select(rows, method="latent")} == {"1", "2"}
+    assert {row["n"] for row in select(rows, task="all")} == {"72"}
+    assert {row["n_clusters"] for row in select(rows, task="odd")} == {"12"}
+    assert {row["metric"] for row in select(rows, method="latent")} == {
+        *("em", "f1", "relative_f1", "nll", "first_token_accuracy", "ratio", "source_tokens"),
+        *("prompt_tokens", "payload_bytes", "encode_seconds", "answer_seconds"),
+    }
+
+
+def test_values_are_means_over_questions_with_intervals_around_them(experiment, layout):
+    rows = metrics(experiment, layout)
+    path = layout.predictions("latent", "qwen", "shared", 2)
+    own = [p.f1 for p in predictions(experiment, layout)[path] if p.target_ratio == 8]
+    text = [p.f1 for p in predictions(experiment, layout)[layout.predictions("text", "qwen")]]
+    wanted = {"task": "all", "method": "latent", "receiver": "qwen", "seed": "2"}
+    (f1,) = select(rows, **wanted, target_ratio="8.0", metric="f1")
+    (relative,) = select(rows, **wanted, target_ratio="8.0", metric="relative_f1")
+    assert float(f1["value"]) == pytest.approx(np.mean(own))
+    assert float(relative["value"]) == pytest.approx(np.mean(own) / np.mean(text))
+    for row in (f1, relative):
+        assert float(row["ci_low"]) < float(row["value"]) < float(row["ci_high"])
+
+
+def test_the_ratio_is_of_totals(experiment, layout):
+    rows = metrics(experiment, layout)
+    lengths = [SOURCE_TOKENS + passage for passage in range(NUM_PASSAGES)]
+    expected = sum(lengths) / sum(-(-length // 4) for length in lengths)
+    for method in ("latent", "truncate_head"):
+        for row in select(rows, task="all", method=method, target_ratio="4.0", metric="ratio"):
+            assert float(row["value"]) == pytest.approx(expected)
+            assert float(row["ratio"]) == pytest.approx(expected)
+    assert {row["value"] for row in select(rows, method="text", metric="ratio")} == {"1.0"}
+    assert select(rows, method="closed_book")
+    assert not select(rows, method="closed_book", metric="ratio")
+    assert {row["ratio"] for row in select(rows, method="closed_book")} == {""}
+
+
+def test_a_source_that_is_truncated_away_has_no_positions(experiment, layout):
+    path = layout.predictions("truncate_head", "llama")
+    rewrite(
+        experiment,
+        layout,
+        path,
+        lambda rows: [replace(row, ratio=None) if row.passage_id == "p0" else row for row in rows],
+    )
+    (row,) = select(
+        metrics(experiment, layout),
+        task="all",
+        method="truncate_head",
+        receiver="llama",
+        target_ratio="4.0",
+        metric="ratio",
+    )
+    lengths = [SOURCE_TOKENS + passage for passage in range(NUM_PASSAGES)]
+    expected = sum(lengths) / sum(-(-length // 4) for length in lengths[1:])
+    assert float(row["value"]) == pytest.approx(expected)
+
+
+def test_what_does_not_vary_has_no_interval(experiment, layout):
+    rows = metrics(experiment, layout)
+    (relative,) = select(rows, task="all", method="text", receiver="llama", metric="relative_f1")
+    assert (relative["value"], relative["ci_low"], relative["ci_high"]) == ("1.0", "", "")
+
+
+def test_relative_f1_to_a_text_score_of_zero_is_empty(experiment, layout):
+    path = layout.predictions("text", "llama")
+    rewrite(experiment, layout, path, lambda rows: [replace(row, f1=0.0) for row in rows])
+    rows = metrics(experiment, layout)
+    values = [row["value"] for row in select(rows, receiver="llama", metric="relative_f1")]
+    assert set(values) == {""}
+    verdict = statistics(experiment, layout)["non_inferiority"][0]
+    assert (verdict["verdict"], verdict["relative_f1"]) == ("not estimable", None)
+    assert "scores 0" in verdict["sentence"]
+
+
+@pytest.mark.parametrize("write", [write_metrics, write_statistics])
+def test_order_of_rows_does_not_matter(experiment, layout, write):
+    def outcome():
+        write(experiment, layout)
+        return (layout.metrics if write is write_metrics else layout.statistics).read_bytes()
+
+    before = outcome()
+    path = layout.predictions("latent", "llama", "shared", 1)
+    rewrite(experiment, layout, path, lambda rows: rows[::-1])
+    assert outcome() == before
+
+
+def test_the_family_is_every_pair_at_every_receiver_and_ratio(experiment, layout):
+    report = statistics(experiment, layout)
+    settings, comparisons = report["settings"], report["comparisons"]
+    assert settings["family_size"] == len(comparisons) == 3 * 2 * 2
+    assert (settings["seed"], settings["resamples"], settings["correction"]) == (1, 400, "holm")
+    smallest = min(comparison["p_value"] for comparison in comparisons)
+    for comparison in comparisons:
+        assert comparison["p_value_corrected"] >= comparison["p_value"] >= 1 / 401
+        if comparison["p_value"] == smallest:
+            assert comparison["p_value_corrected"] == pytest.approx(12 * smallest)
+        assert comparison["ci_low"] < comparison["difference"] < comparison["ci_high"]
+        assert comparison["difference"] == pytest.approx(
+            comparison["method_mean"] - comparison["reference_mean"]
+        )
+        assert comparison["minimum_detectable_effect"] > 0
+        assert comparison["effect_size"] > 0
+        assert (comparison["n"], comparison["n_clusters"]) == (72, 24)
+
+
+def test_seeds_are_averaged_and_listed(experiment, layout):
+    report = statistics(experiment, layout)
+    comparison = report["comparisons"][0]
+    assert set(comparison["method_mean_per_seed"]) == {"1", "2"}
+    assert set(comparison["reference_mean_per_seed"]) == {"0"}
+    means = list(comparison["method_mean_per_seed"].values())
+    assert means[0] != means[1]
+    assert comparison["method_mean"] == pytest.approx(np.mean(means))
+
+
+def test_the_verdict_on_latents_is_in_words(experiment, layout):
+    verdicts = statistics(experiment, layout)["non_inferiority"]
+    assert len(verdicts) == 2 * 2
+    for verdict in verdicts:
+        assert verdict["verdict"] == "inferior"
+        assert verdict["sentence"].startswith("No: latents keep less than 97 % of the text F1")
+        assert verdict["relative_f1_ci_low"] < verdict["relative_f1"] < 0.97
+    text = predictions(experiment, layout)[layout.predictions("text", "llama")]
+    for seed in experiment.seeds:
+        rewrite(
+            experiment,
+            layout,
+            layout.predictions("latent", "llama", "shared", seed),
+            lambda rows: [
+                replace(row, f1=text[index % len(text)].f1) for index, row in enumerate(rows)
+            ],
+        )
+    verdict = statistics(experiment, layout)["non_inferiority"][0]
+    assert verdict["verdict"] == "non-inferior"
+    assert verdict["sentence"].startswith("Yes: latents keep at least 97 %")
+
+
+def test_pairs_without_ratios_are_compared_once_and_equal_methods_are_not_estimable(
+    experiment, layout
+):
+    family = [(Method.text, Method.closed_book), (Method.text, Method.text)]
+    changed = experiment.model_copy(
+        update={"statistics": experiment.statistics.model_copy(update={"family": family})}
+    )
+    report = statistics(changed, layout)
+    assert len(report["comparisons"]) == 4
+    for comparison in report["comparisons"]:
+        assert comparison["target_ratio"] is None
+        is_same = comparison["reference"] == "text"
+        assert (comparison["p_value"] is None) == is_same
+        assert (comparison["p_value_corrected"] is None) == is_same
+        assert (comparison["not_estimable"] is not None) == is_same
+    assert report["settings"]["num_not_estimable"] == 2
+
+
+def test_an_empty_family_says_so_and_one_without_latents_has_no_verdict(experiment, layout):
+    changed = experiment.model_copy(
+        update={
+            "evaluation": Evaluation(methods=[Method.text]),
+            "statistics": Statistics(family=[]),
+        }
+    )
+    report = statistics(changed, layout)
+    assert (report["comparisons"], report["non_inferiority"]) == ([], [])
+    assert "empty" in report["settings"]["family_note"]
+
+
+@pytest.mark.parametrize("write", [write_metrics, write_statistics])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[1:], "1 examples are missing"),
+        (
+            lambda rows: [replace(rows[0], f1=float("nan")), *rows[1:]],
+            "f1 is missing or not a finite",
+        ),
+        (lambda rows: [replace(rows[0], nll=None), *rows[1:]], "nll is missing or not a finite"),
+        (lambda rows: [*rows, rows[0]], "repeats an example"),
+        (lambda rows: rows[: len(rows) // 2], "holds the target ratios"),
+        (lambda rows: [replace(rows[0], passage_id="p9"), *rows[1:]], "passages differ"),
+        (lambda rows: [], "holds the target ratios"),
+    ],
+)
+def test_bad_predictions_are_refused_by_file(experiment, layout, write, change, message):
+    path = layout.predictions("latent", "llama", "shared", 2)
+    rewrite(experiment, layout, path, change)
+    with pytest.raises(UserError, match=message) as error:
+        write(experiment, layout)
+    assert str(path) in str(error.value)
+    assert not layout.metrics.exists()
+    assert not layout.statistics.exists()
+
+
+@pytest.mark.parametrize("write", [write_metrics, write_statistics])
+def test_a_method_without_predictions_is_refused(experiment, layout, write):
+    path = layout.predictions("closed_book", "qwen")
+    path.unlink()
+    with pytest.raises(UserError, match="does not exist") as error:
+        write(experiment, layout)
+    assert str(path) in str(error.value)
+
+
+def test_a_table_without_a_column_is_refused(experiment, layout):
+    path = layout.predictions("text", "llama")
+    pq.write_table(pq.read_table(path).drop_columns(["nll"]), path)
+    with pytest.raises(UserError, match=r"lacks the columns \['nll'\]"):
+        write_metrics(experiment, layout)
