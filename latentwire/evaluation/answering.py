@@ -6,6 +6,7 @@ Shapes: B sources of a batch, N questions of the batch.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 from latentwire.data.tables import Example
 from latentwire.receivers.packing import PackedQuestions
 from latentwire.receivers.receiver import Receiver, Source
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,14 @@ def answer(
     examples = [example for group in groups for example in group]
     questions = receiver.prompt.question_ids([example.question for example in examples])
     started = time.perf_counter()
-    texts = receiver.decode(
-        receiver.generate(
-            source, _pack(receiver, groups, questions, [[0]] * len(examples)), max_new_tokens
-        )
-    )
+    rows = _group(questions, groups)
+    texts = receiver.decode(receiver.generate(source, rows, max_new_tokens))
     seconds = (time.perf_counter() - started) / len(examples)
     references = [example.answers or [no_answer_text] for example in examples]
     gold = receiver.prompt.answer_ids([answers[0] for answers in references])
-    packed = _pack(receiver, groups, questions, gold)
+    packed = receiver.pack(_group(list(zip(questions, gold, strict=True)), groups))
     logits = receiver.answer_logits(source, packed)
-    first_tokens = _first_token_predictions(logits, packed)
+    first_tokens = logits[packed.starts_answer].argmax(-1).tolist()
     num_head = len(receiver.prompt.head_ids)
     return [
         Answer(
@@ -80,14 +81,10 @@ def answer(
     ]
 
 
-def _pack(
-    receiver: Receiver,
-    groups: Sequence[Sequence[Example]],
-    questions: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-) -> PackedQuestions:
-    pairs = iter(zip(questions, answers, strict=True))
-    return receiver.pack([[next(pairs) for _ in group] for group in groups])
+def _group(values: Sequence[T], groups: Sequence[Sequence[Example]]) -> list[list[T]]:
+    """Lays flat values out as the groups are."""
+    flat = iter(values)
+    return [[next(flat) for _ in group] for group in groups]
 
 
 def _mean_nll(logits: torch.Tensor, packed: PackedQuestions, num_answers: int) -> list[float]:
@@ -97,6 +94,3 @@ def _mean_nll(logits: torch.Tensor, packed: PackedQuestions, num_answers: int) -
     counts = torch.bincount(packed.target_answers, minlength=num_answers)
     return (total / counts).tolist()
 
-
-def _first_token_predictions(logits: torch.Tensor, packed: PackedQuestions) -> list[int]:
-    return logits[packed.starts_answer].argmax(-1).tolist()

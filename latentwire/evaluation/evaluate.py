@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from latentwire.config import Experiment, Method
-from latentwire.data.tables import Example, group_by_passage, read_examples
+from latentwire.data.tables import Example, group_by_passage, read_examples, source_text
 from latentwire.errors import UserError
 from latentwire.evaluation.answering import Answer, answer
 from latentwire.evaluation.methods import (
@@ -26,7 +26,7 @@ from latentwire.evaluation.scoring import exact_match, f1
 from latentwire.layout import NO_WIRE, Layout
 from latentwire.receivers.loading import latent_reader, load_receiver
 from latentwire.receivers.receiver import Receiver
-from latentwire.training.passages import group_sources, source_text
+from latentwire.training.passages import group_sources
 from latentwire.wire.wire import Wire
 
 WIRE_METHODS = (Method.latent, Method.control_shuffled)

@@ -96,33 +96,38 @@ class Receiver:
 
     @torch.no_grad()
     def generate(
-        self, source: Source, packed: PackedQuestions, max_new_tokens: int
+        self,
+        source: Source,
+        questions: Sequence[Sequence[Sequence[int]]],
+        max_new_tokens: int,
     ) -> list[list[int]]:
-        """Answers every packed question greedily.
+        """Answers the questions of each source greedily.
 
         All questions of a source are decoded side by side over one shared prefix; each sees what it
         would see alone.
 
         Args:
-            packed: questions; their answers are not read beyond the first target position.
+            source: what the questions are about.
+            questions: token ids of the questions of each source.
             max_new_tokens: the same cap for every answer.
 
         Returns:
-            Token ids of the N answers in packed order, without the end-of-sequence token.
+            Token ids of the N answers in order, without the end-of-sequence token.
         """
-        first = packed.starts_answer
-        rows, columns = packed.target_rows[first], packed.target_columns[first]
-        questions = packed.segments[rows, columns]
+        # An answer of one token takes no position: only the questions are packed.
+        packed = self.pack([[(ids, [self.pad_id]) for ids in row] for row in questions])
+        rows, columns = packed.target_rows, packed.target_columns
+        numbers = packed.segments[rows, columns]
         hidden, num_prefix, cache = self._read(source, packed, use_cache=True)
         next_ids = self.model.lm_head(hidden[rows, num_prefix + columns]).argmax(-1)
         mask, positions = self._prefix_mask(source), packed.offsets[rows, columns]
         # Every step appends a block with one column per question of a row. A column sees the prefix
         # and what carries its own question's number.
-        batch, width = len(mask), int(questions.max()) + 1
+        batch, width = len(mask), int(numbers.max()) + 1
         grid = torch.arange(width, device=self.device).expand(batch, width)
         seen = torch.cat([torch.where(mask, -2, -1), packed.segments], dim=1)
         grid_positions = mask.sum(1, keepdim=True).repeat(1, width)
-        grid_positions[rows, questions] += positions
+        grid_positions[rows, numbers] += positions
         answers: list[list[int]] = [[] for _ in range(len(rows))]
         running = torch.ones(len(rows), dtype=torch.bool)
         for step in range(max_new_tokens):
@@ -134,7 +139,7 @@ class Receiver:
             if not running.any() or step + 1 == max_new_tokens:
                 break
             ids = torch.full((batch, width), self.pad_id, device=self.device)
-            ids[rows, questions] = next_ids
+            ids[rows, numbers] = next_ids
             seen = torch.cat([seen, grid], dim=1)
             visible = (seen[:, None] == -2) | (seen[:, None] == grid[:, :, None])
             grid_positions = grid_positions + 1
@@ -146,7 +151,7 @@ class Receiver:
                 use_cache=True,
             )
             cache = output.past_key_values
-            next_ids = self.model.lm_head(output.last_hidden_state[rows, questions]).argmax(-1)
+            next_ids = self.model.lm_head(output.last_hidden_state[rows, numbers]).argmax(-1)
         return answers
 
     def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:

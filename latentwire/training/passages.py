@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latentwire.data.tables import Example, group_by_passage
+from latentwire.data.tables import Example, group_by_passage, source_text
 from latentwire.receivers.receiver import Receiver
 from latentwire.wire.wire import Wire
 
@@ -50,13 +50,6 @@ def group_sources(examples: Sequence[Example], source_mode: str) -> list[list[Ex
     if source_mode == "context":
         return group_by_passage(examples)
     return [[example] for example in examples]
-
-
-def source_text(example: Example, source_mode: str) -> str:
-    """What is compressed: the passage, or passage and question."""
-    if source_mode == "context":
-        return example.context
-    return f"{example.context}\n{example.question}"
 
 
 def tokenise_passages(

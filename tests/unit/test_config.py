@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -45,7 +46,7 @@ def test_every_key_of_the_default_file_has_a_comment():
     # Of the list of receivers, only the first has comments.
     start = lines.index("  - name: qwen")
     del lines[start : lines.index("", start)]
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in pairwise(lines):
         if line and not line.lstrip().startswith(("#", "- [")):
             assert before.lstrip().startswith("#"), line
 

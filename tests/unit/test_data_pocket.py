@@ -1,6 +1,8 @@
 """The pocket corpus: what its passages hold, and that splits share nothing."""
 
+import hashlib
 import math
+import re
 from itertools import islice
 
 import pytest
@@ -87,25 +89,17 @@ def test_sizes_and_ids(corpus):
 
 
 def test_half_of_the_test_passages_have_names_that_no_other_split_has(corpus):
+    passages = islice(full_length_passages("names", unseen_names=True), 3000)
+    held_out = {person for passage in passages for person in passage.people}
+    assert all(is_held_out_name(name) for name in held_out)
+
+    def num_held_out(article):
+        return len(held_out & set(re.findall(r"\w+", article[0].context)))
+
+    assert [num_held_out(article) for article in corpus.test] == [0] * 4 + [4] * 3
+    assert not any(num_held_out(article) for article in [*corpus.train, *corpus.dev])
     tasks = [{example.task for example in article} for article in corpus.test]
     assert tasks == [{"pocket"}] * 4 + [{"pocket_unseen_names"}] * 3
-    unseen, seen = (
-        {name for article in articles for name in _capitalised(article[0].context)}
-        for articles in (corpus.test[4:], [*corpus.train, *corpus.dev, *corpus.test[:4]])
-    )
-    assert len({name for name in unseen if is_held_out_name(name)} & seen) == 0
-    assert sum(is_held_out_name(name) for name in unseen) >= 12
-
-
-def _capitalised(context: str) -> set[str]:
-    """Names among other words; every name opens a sentence or stands before a fixed word."""
-    people = {passage.people for passage in islice(full_length_passages("5/test"), 4)}
-    people |= {
-        passage.people
-        for passage in islice(full_length_passages("5/test_unseen_names", unseen_names=True), 3)
-    }
-    known = {name for names in people for name in names}
-    return {word.strip(".") for word in context.split()} & known
 
 
 def test_splits_and_seeds_differ_and_repeat(corpus):
@@ -120,9 +114,15 @@ def test_splits_and_seeds_differ_and_repeat(corpus):
 
 
 def test_streams_are_pinned():
-    """Bundled receivers were trained on these wordings; other bytes would make them wrong."""
-    passage = next(full_length_passages("pinned"))
-    assert passage.context.startswith(PINNED), passage.context[:200]
-
-
-PINNED = "?"
+    """The bundled receivers were trained on these very words."""
+    streams = [
+        mixed_passages("a"),
+        full_length_passages("a"),
+        full_length_passages("a", unseen_names=True),
+    ]
+    text = "\n".join(
+        " ".join([passage.context, *(fact.question for fact in passage.facts)])
+        for stream in streams
+        for passage in islice(stream, 20)
+    )
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "c71079bc450b5927"

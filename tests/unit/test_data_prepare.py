@@ -87,19 +87,20 @@ def _card(layout: Layout) -> dict:
     return json.loads(layout.data_card.read_text())
 
 
-class TestPocket:
-    SIZES = {"source": "pocket", "train_passages": 30, "dev_passages": 2, "test_passages": 4}
+POCKET = {"source": "pocket", "train_passages": 30, "dev_passages": 2, "test_passages": 4}
 
+
+class TestPocket:
     def test_same_seed_same_bytes(self, layout):
         tables = []
         for seed in (1, 1, 2):
-            prepare(_experiment(self.SIZES | {"seed": seed}), layout)
+            prepare(_experiment(POCKET | {"seed": seed}), layout)
             tables.append({s: layout.split(s).read_bytes() for s in ("train", "dev", "test")})
         assert tables[0] == tables[1]
         assert all(tables[0][split] != tables[2][split] for split in tables[0])
 
     def test_card(self, layout):
-        prepare(_experiment(self.SIZES), layout)
+        prepare(_experiment(POCKET), layout)
         card, examples = _card(layout), _read(layout)
         test = card["splits"]["test"]
         assert (test["questions"], test["passages"], test["unanswerable"]) == (56, 4, 0)

@@ -1,0 +1,328 @@
+"""Figures and tables of the report, drawn from the metrics, statistics and training logs."""
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from latentwire.config import Experiment
+from latentwire.errors import UserError
+from latentwire.files import read_json, write_text
+from latentwire.layout import Layout
+from latentwire.reporting.headline import METRICS
+from latentwire.reporting.scores import (
+    ALL_TASKS,
+    Mean,
+    Score,
+    colour,
+    distinct,
+    label,
+    mean_over_seeds,
+    read_scores,
+    select,
+    shown_methods,
+    target_ratios,
+)
+from latentwire.reporting.tables import Table, html_page
+
+PANEL_INCHES = (4.4, 3.4)
+# The same drawing gives the same bytes, and text stays text.
+STYLE = {
+    "svg.hashsalt": "latentwire",
+    "svg.fonttype": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "legend.frameon": False,
+    "font.size": 10,
+}
+
+
+def write_figures(experiment: Experiment, layout: Layout) -> None:
+    """Writes `figures/*.svg` and `tables/*.html`.
+
+    Raises:
+        UserError: if metrics, statistics, headline or a training log are missing or malformed.
+    """
+    scores = read_scores(layout.metrics)
+    training = {
+        f"seed {seed}": read_training_log(layout.wire(experiment.wire.name, seed) / "metrics.jsonl")
+        for seed in experiment.seeds
+    }
+    with matplotlib.rc_context(STYLE):
+        figures = {
+            "quality": draw_quality(scores),
+            "tasks": draw_tasks(scores),
+            "ratio": draw_ratio(scores),
+            "controls": draw_controls(scores),
+            "training": draw_training(training),
+            "cost": draw_cost(scores),
+        }
+        for name, figure in figures.items():
+            write_text(layout.figure(name), _svg(figure))
+    results, statistics = read_json(layout.headline), read_json(layout.statistics)
+    write_text(layout.table("headline"), headline_page(results, statistics))
+    write_text(layout.table("metrics"), metrics_page(scores))
+    write_text(layout.table("statistics"), statistics_page(statistics))
+
+
+def read_training_log(path: Path) -> list[dict[str, float]]:
+    """Reads a `metrics.jsonl`.
+
+    Raises:
+        UserError: if it is missing or malformed.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the stage `train-wire` first") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON lines: {error}; train the wire again") from error
+
+
+def draw_quality(scores: Sequence[Score]) -> Figure:
+    """F1 of every method on each receiver, at the lowest target ratio."""
+    scores = _at_lowest_ratio(select(scores, task=ALL_TASKS, metric="f1"))
+    figure, (axes,) = _panels(1)
+    _draw_bars(axes, scores, "receiver")
+    axes.set(ylabel="F1", ylim=(0, 1.02), title=_lowest_ratio_title(scores))
+    return figure
+
+
+def draw_tasks(scores: Sequence[Score]) -> Figure:
+    """F1 by task for each receiver, at the lowest target ratio."""
+    scores = _at_lowest_ratio(select(scores, metric="f1"))
+    receivers = distinct(scores, "receiver")
+    figure, panels = _panels(len(receivers))
+    for axes, receiver in zip(panels, receivers, strict=True):
+        _draw_bars(axes, select(scores, receiver=receiver), "task")
+        axes.set(ylabel="F1", ylim=(0, 1.02), title=receiver)
+    return figure
+
+
+def draw_ratio(scores: Sequence[Score]) -> Figure:
+    """F1 against measured compression, a panel per receiver; methods without ratio as lines."""
+    scores = select(scores, task=ALL_TASKS, metric="f1")
+    receivers = distinct(scores, "receiver")
+    figure, panels = _panels(len(receivers))
+    for axes, receiver in zip(panels, receivers, strict=True):
+        own = select(scores, receiver=receiver)
+        for method in shown_methods(own):
+            _draw_against_ratio(axes, method, select(own, method=method))
+        ticks = target_ratios(own)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{ratio:g}x" for ratio in ticks])
+        axes.set(xlabel="measured compression ratio", ylabel="F1", ylim=(0, 1.02), title=receiver)
+    return figure
+
+
+def draw_controls(scores: Sequence[Score]) -> Figure:
+    """F1 of latents, of the latents of another passage, and without any text."""
+    shown = ("latent", "control_shuffled", "closed_book")
+    scores = [s for s in select(scores, task=ALL_TASKS, metric="f1") if s.method in shown]
+    receivers = distinct(scores, "receiver")
+    figure, panels = _panels(max(1, len(receivers)))
+    for axes, receiver in zip(panels, receivers, strict=False):
+        own = select(scores, receiver=receiver)
+        _draw_bars(axes, own, "target_ratio", target_ratios(own))
+        axes.set(xlabel="target ratio", ylabel="F1", ylim=(0, 1.02), title=receiver)
+    return figure
+
+
+def draw_training(runs: dict[str, list[dict[str, float]]]) -> Figure:
+    """Training loss, and cross-entropy on dev, against the step; a panel per dev column."""
+    columns = {key: None for rows in runs.values() for row in rows for key in row}
+    dev = [key for key in columns if key.startswith("dev/")]
+    figure, panels = _panels(1 + bool(dev))
+    for name, rows in runs.items():
+        suffix = f", {name}" if len(runs) > 1 else ""
+        for part in ("loss", "cross_entropy", "kl"):
+            if part in columns:
+                _draw_curve(panels[0], rows, part, part.replace("_", "-") + suffix)
+        for key in dev:
+            _draw_curve(panels[-1], rows, key, key.split("/", 1)[1].rsplit("/", 1)[0] + suffix)
+    panels[0].set(xlabel="step", ylabel="nats per answer token", title="training")
+    if dev:
+        panels[1].set(xlabel="step", ylabel="nats per answer token", title="dev cross-entropy")
+    return figure
+
+
+def draw_cost(scores: Sequence[Score]) -> Figure:
+    """Bytes sent and seconds taken per question, at the lowest target ratio."""
+    scores = _at_lowest_ratio(select(scores, task=ALL_TASKS))
+    figure, (size, time) = _panels(2)
+    _draw_bars(size, select(scores, metric="payload_bytes"), "receiver")
+    size.set(ylabel="bytes sent per question", title=_lowest_ratio_title(scores))
+    _draw_bars(time, _total_seconds(scores), "receiver")
+    time.set(ylabel="seconds per question", title="encoding and answering")
+    return figure
+
+
+def headline_page(results: dict[str, Any], statistics: dict[str, Any]) -> str:
+    """Verdicts in words, then the headline table."""
+    rows = [
+        [
+            label(row["method"]),
+            row["receiver"],
+            row["target_ratio"],
+            *(row[metric]["value"] for metric in METRICS),
+            row["n"],
+            row["n_clusters"],
+        ]
+        for row in results["headline"]
+    ]
+    columns = ["method", "receiver", "target ratio"]
+    columns += [*(metric.replace("_", " ") for metric in METRICS), "questions", "passages"]
+    kept = [
+        f"{verdict['receiver']} at {verdict['target_ratio']:g}x: {verdict['sentence']}"
+        for verdict in statistics["non_inferiority"]
+    ]
+    caption = "Means over questions and training seeds, on the test split"
+    return html_page(
+        results["experiment"], [*results["verdicts"], *kept], [Table(caption, columns, rows)]
+    )
+
+
+def metrics_page(scores: Sequence[Score]) -> str:
+    """The whole metrics table."""
+    columns = [field.name for field in fields(Score)]
+    rows = [[getattr(score, column) for column in columns] for score in scores]
+    return html_page("All metrics", [], [Table("Intervals are over passages", columns, rows)])
+
+
+def statistics_page(statistics: dict[str, Any]) -> str:
+    """The declared comparisons, the verdicts on the text score, and every setting."""
+    settings = [[key, str(value)] for key, value in statistics["settings"].items()]
+    return html_page(
+        "Statistics",
+        [],
+        [
+            _records("Declared comparisons", statistics["comparisons"]),
+            _records("Is the text score maintained?", statistics["non_inferiority"]),
+            Table("Settings", ["setting", "value"], settings),
+        ],
+    )
+
+
+def _records(caption: str, records: Sequence[dict[str, Any]]) -> Table:
+    """A table of the records' plain values."""
+    columns = [
+        key
+        for key in dict.fromkeys(key for record in records for key in record)
+        if not any(isinstance(record.get(key), dict | list) for record in records)
+    ]
+    rows = [[record.get(key) for key in columns] for record in records]
+    return Table(caption, [column.replace("_", " ") for column in columns], rows)
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _draw_bars(
+    axes: Axes, scores: Sequence[Score], group_by: str, groups: Sequence[Any] | None = None
+) -> None:
+    """Bars of each method, side by side within each value of an attribute.
+
+    Methods without a value of the attribute stand in every group.
+    """
+    groups = distinct(scores, group_by) if groups is None else groups
+    methods = shown_methods(scores)
+    width = 0.8 / max(1, len(methods))
+    for place, method in enumerate(methods):
+        own = select(scores, method=method)
+        means = [
+            mean_over_seeds(select(own, **{group_by: group}) or select(own, **{group_by: None}))
+            for group in groups
+        ]
+        centres = [index + (place - (len(methods) - 1) / 2) * width for index in range(len(groups))]
+        heights = [mean.value or 0 for mean in means]
+        axes.bar(centres, heights, width * 0.92, color=colour(method), label=label(method))
+        _draw_intervals(axes, centres, means)
+    names = [f"{group:g}x" if isinstance(group, float) else str(group) for group in groups]
+    axes.set_xticks(range(len(groups)), names)
+    axes.grid(visible=False, axis="x")
+    _legend(axes)
+
+
+def _draw_against_ratio(axes: Axes, method: str, scores: Sequence[Score]) -> None:
+    if all(score.target_ratio is None for score in scores):
+        mean = mean_over_seeds(scores)
+        if mean.value is not None:
+            axes.axhline(mean.value, color=colour(method), linestyle="--", label=label(method))
+        if mean.interval:
+            axes.axhspan(*mean.interval, color=colour(method), alpha=0.12, linewidth=0)
+        return
+    groups = [select(scores, target_ratio=ratio) for ratio in target_ratios(scores)]
+    means = [mean_over_seeds(group) for group in groups]
+    ratios = [group[0].ratio or group[0].target_ratio or 1 for group in groups]
+    values = [float("nan") if mean.value is None else mean.value for mean in means]
+    axes.plot(ratios, values, marker="o", color=colour(method), label=label(method))
+    _draw_intervals(axes, ratios, means)
+    for ratio, mean in zip(ratios, means, strict=True):
+        if len(mean.per_seed) > 1:
+            points = [value for value in mean.per_seed.values() if value is not None]
+            axes.plot([ratio] * len(points), points, ".", color=colour(method), alpha=0.6)
+    _legend(axes)
+
+
+def _draw_intervals(axes: Axes, positions: Sequence[float], means: Sequence[Mean]) -> None:
+    for position, mean in zip(positions, means, strict=True):
+        if mean.interval:
+            axes.vlines(position, *mean.interval, color="#444444", linewidth=1)
+
+
+def _draw_curve(axes: Axes, rows: Iterable[dict[str, float]], key: str, name: str) -> None:
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=name)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _at_lowest_ratio(scores: Sequence[Score]) -> list[Score]:
+    """Methods without ratio, and the others at the lowest target ratio."""
+    lowest = target_ratios(scores)[:1]
+    return [score for score in scores if score.target_ratio in (None, *lowest)]
+
+
+def _lowest_ratio_title(scores: Sequence[Score]) -> str:
+    return " ".join(f"at target ratio {ratio:g}" for ratio in target_ratios(scores))
+
+
+def _total_seconds(scores: Sequence[Score]) -> list[Score]:
+    """Encoding and answering time together, in place of either."""
+    encoding = {
+        (s.method, s.receiver, s.target_ratio, s.seed): s.value or 0
+        for s in select(scores, metric="encode_seconds")
+    }
+    return [
+        replace(
+            score,
+            metric="seconds",
+            value=(score.value or 0)
+            + encoding[score.method, score.receiver, score.target_ratio, score.seed],
+            ci_low=None,
+            ci_high=None,
+        )
+        for score in select(scores, metric="answer_seconds")
+    ]
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,0 +1,205 @@
+"""The headline: what each method keeps, at what price, and what that means in words."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from latentwire.config import Experiment
+from latentwire.files import read_json, write_json
+from latentwire.layout import Layout
+from latentwire.reporting.scores import (
+    ALL_TASKS,
+    Score,
+    distinct,
+    label,
+    mean_over_seeds,
+    read_scores,
+    select,
+    shown_methods,
+)
+
+METRICS = ("em", "f1", "relative_f1", "ratio", "payload_bytes")
+Rows = list[dict[str, Any]]
+# F1 that shuffled messages may reach above no message at all.
+TOLERANCE = 0.05
+
+
+def write_headline(experiment: Experiment, layout: Layout) -> None:
+    """Writes `results.json`: a row per method, receiver and target ratio, and verdicts in words.
+
+    Raises:
+        UserError: if the metrics are missing or malformed.
+    """
+    scores = select(read_scores(layout.metrics), task=ALL_TASKS)
+    rows = list(headline_rows(scores))
+    write_json(
+        layout.headline,
+        {
+            "experiment": experiment.experiment,
+            "seeds": experiment.seeds,
+            "headline": rows,
+            "verdicts": list(verdicts(rows)),
+        },
+    )
+
+
+def headline_rows(scores: list[Score]) -> Iterator[dict[str, Any]]:
+    """One row per method, receiver and target ratio, averaged over training seeds."""
+    for method in shown_methods(scores):
+        for receiver in distinct(scores, "receiver"):
+            own = select(scores, method=method, receiver=receiver)
+            for ratio in distinct(own, "target_ratio"):
+                group = select(own, target_ratio=ratio)
+                yield {
+                    "method": method,
+                    "receiver": receiver,
+                    "target_ratio": ratio,
+                    "num_seeds": len(distinct(group, "seed")),
+                    "n": group[0].n,
+                    "n_clusters": group[0].n_clusters,
+                    **{
+                        metric: asdict(mean_over_seeds(select(group, metric=metric)))
+                        for metric in METRICS
+                    },
+                }
+
+
+def verdicts(rows: Rows) -> Iterator[str]:
+    """What the numbers say, also where the answer is no."""
+    for receiver in dict.fromkeys(row["receiver"] for row in rows):
+        own = [row for row in rows if row["receiver"] == receiver]
+        latents = [row for row in own if row["method"] == "latent"]
+        if latents:
+            yield _keep(latents, _one(own, "text"))
+            yield from _are_read(latents, own)
+            yield from _beat_truncation(latents, own)
+            yield from _are_larger(latents, _one(own, "text"))
+
+
+def print_headline(layout: Layout) -> None:
+    """Prints the headline table, the verdicts and where the report is.
+
+    Raises:
+        UserError: if the headline is not there yet.
+    """
+    results = read_json(layout.headline)
+    header = ["method", "receiver", "EM", "F1", "relative F1", "ratio", "payload bytes"]
+    print(f"\n{results['experiment']}: test scores\n")
+    for line in _aligned([header, *map(_cells, results["headline"])]):
+        print(line)
+    print("\nratio: source tokens over vectors or tokens in their place; relative F1: to full text")
+    print()
+    for verdict in results["verdicts"]:
+        print(f"- {verdict}")
+    if layout.report.is_file():
+        print(f"\nReport: {layout.report}")
+    else:
+        print(f"\nThe report {layout.report} is not written yet; run: snakemake report --cores 1")
+
+
+def _keep(latents: Rows, text: dict[str, Any]) -> str:
+    shares = [
+        f"{format_value(row['relative_f1']['value'], '{:.0%}')} at {row['target_ratio']:g}x"
+        for row in latents
+    ]
+    f1 = [f"{row['f1']['value']:.3f}" for row in latents]
+    return (
+        f"On {text['receiver']}, latents keep of the text F1 {_listed(shares)}: "
+        f"{_listed(f1)} of {text['f1']['value']:.3f}."
+    )
+
+
+def _are_read(latents: Rows, rows: Rows) -> Iterator[str]:
+    """Compares with messages of other passages: they must help no more than no message."""
+    shuffled, closed_book = _by_ratio(rows, "control_shuffled"), _by_ratio(rows, "closed_book")
+    if not shuffled or not closed_book:
+        return
+    floor = closed_book[None]["f1"]["value"]
+    outcomes: dict[str, Rows] = {}
+    for row in latents:
+        control = shuffled[row["target_ratio"]]["f1"]["value"]
+        if row["f1"]["value"] <= max(control, floor) + TOLERANCE:
+            outcome = "the message is not read"
+        elif control > floor + TOLERANCE:
+            outcome = "part of the score does not come from the message"
+        else:
+            outcome = "the message is read"
+        outcomes.setdefault(outcome, []).append(row)
+    for outcome, group in outcomes.items():
+        controls = [f"{shuffled[row['target_ratio']]['f1']['value']:.3f}" for row in group]
+        yield (
+            f"On {group[0]['receiver']}, {outcome} at {_ratios(group)}: shuffled messages score "
+            f"{_listed(controls)}, no message {floor:.3f}."
+        )
+
+
+def _beat_truncation(latents: Rows, rows: Rows) -> Iterator[str]:
+    truncated = _by_ratio(rows, "truncate_head")
+    if not truncated:
+        return
+    for wins, verb in ((True, "beat"), (False, "do not beat")):
+        group = [
+            row
+            for row in latents
+            if (row["f1"]["value"] > truncated[row["target_ratio"]]["f1"]["value"]) == wins
+        ]
+        if group:
+            others = [f"{truncated[row['target_ratio']]['f1']['value']:.3f}" for row in group]
+            yield (
+                f"On {group[0]['receiver']}, latents {verb} truncated text of the same length at "
+                f"{_ratios(group)}: it scores {_listed(others)}."
+            )
+
+
+def _are_larger(latents: Rows, text: dict[str, Any]) -> Iterator[str]:
+    limit = text["payload_bytes"]["value"]
+    for larger, word in ((True, "larger"), (False, "not larger")):
+        group = [row for row in latents if (row["payload_bytes"]["value"] > limit) == larger]
+        if group:
+            sizes = [f"{row['payload_bytes']['value']:,.0f}" for row in group]
+            yield (
+                f"On {text['receiver']}, latents are {word} than the text in bytes at "
+                f"{_ratios(group)}: {_listed(sizes)} against {limit:,.0f}."
+            )
+
+
+def _by_ratio(rows: Rows, method: str) -> dict[float | None, dict[str, Any]]:
+    return {row["target_ratio"]: row for row in rows if row["method"] == method}
+
+
+def _one(rows: Rows, method: str) -> dict[str, Any]:
+    return next(row for row in rows if row["method"] == method)
+
+
+def _ratios(rows: Rows) -> str:
+    return _listed([f"{row['target_ratio']:g}x" for row in rows])
+
+
+def _listed(words: list[str]) -> str:
+    """Reads as a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    budget = f" {row['target_ratio']:g}x" if row["target_ratio"] else ""
+    formats = {"em": "{:.3f}", "f1": "{:.3f}", "relative_f1": "{:.1%}", "ratio": "{:.2f}"}
+    return [
+        label(row["method"]) + budget,
+        row["receiver"],
+        *(format_value(row[metric]["value"], formats.get(metric, "{:,.0f}")) for metric in METRICS),
+    ]
+
+
+def format_value(value: float | None, template: str) -> str:
+    return "-" if value is None else template.format(value)
+
+
+def _aligned(rows: list[list[str]]) -> Iterator[str]:
+    """Columns of equal width; the first two are words, the others numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        yield "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(cells)
+        ).rstrip()

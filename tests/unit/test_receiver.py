@@ -1,0 +1,130 @@
+"""Packed reading and generation against one question at a time."""
+
+import pytest
+import torch
+from conftest import ANSWERS, CONTEXTS, QUESTIONS
+
+from latentwire.receivers.packing import pack_questions, pad_rows
+from latentwire.receivers.receiver import Source
+
+
+def pack(receiver, answers=ANSWERS):
+    rows = [
+        list(zip(receiver.prompt.question_ids(q), receiver.prompt.answer_ids(a), strict=True))
+        for q, a in zip(QUESTIONS, answers, strict=True)
+    ]
+    return receiver.pack(rows)
+
+
+def prompt_ids(receiver, row, index):
+    prompt = receiver.prompt
+    source = prompt.source_ids([CONTEXTS[row]])[0]
+    return [*prompt.head_ids, *source, *prompt.question_ids([QUESTIONS[row][index]])[0]]
+
+
+def flat_questions():
+    return [(row, index) for row, qs in enumerate(QUESTIONS) for index in range(len(qs))]
+
+
+def test_packed_loss_is_the_hand_written_nll(receiver):
+    packed = pack(receiver)
+    source = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
+    logits = receiver.answer_logits(source, packed)
+    log_probs = logits.log_softmax(-1).gather(1, packed.target_ids[:, None])[:, 0]
+    for number, (row, index) in enumerate(flat_questions()):
+        answer = receiver.prompt.answer_ids([ANSWERS[row][index]])[0]
+        ids = prompt_ids(receiver, row, index)
+        full = receiver.model(torch.tensor([[*ids, *answer]])).logits[0].log_softmax(-1)
+        expected = [full[len(ids) - 1 + i, token] for i, token in enumerate(answer)]
+        torch.testing.assert_close(
+            log_probs[packed.target_answers == number], torch.stack(expected), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_generation_equals_unbatched_generate(receiver):
+    source = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
+    rows = [receiver.prompt.question_ids(questions) for questions in QUESTIONS]
+    answers = receiver.generate(source, rows, max_new_tokens=8)
+    for (row, index), answer in zip(flat_questions(), answers, strict=True):
+        ids = torch.tensor([prompt_ids(receiver, row, index)])
+        output = receiver.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+        )[0, ids.shape[1] :].tolist()
+        eos = receiver.tokenizer.eos_token_id
+        assert answer == (output[: output.index(eos)] if eos in output else output)
+    assert len({tuple(answer) for answer in answers}) > 1
+
+
+def test_soft_tokens_take_the_place_of_text(receiver):
+    """Embeddings of the source, given as soft tokens with extra padding, change nothing."""
+    packed = pack(receiver)
+    text = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
+    padding = torch.full((len(CONTEXTS), 5, receiver.embedding_dim), 7.0)
+    soft = Source(
+        torch.cat([text.embeddings, padding], dim=1),
+        torch.cat([text.mask, torch.zeros(len(CONTEXTS), 5, dtype=torch.bool)], dim=1),
+    )
+    torch.testing.assert_close(
+        receiver.answer_logits(soft, packed),
+        receiver.answer_logits(text, packed),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_receiver_is_frozen(receiver):
+    assert not receiver.model.training
+    assert not any(parameter.requires_grad for parameter in receiver.model.parameters())
+
+
+def test_answers_end_with_eos_and_carry_the_anchor_space(receiver):
+    ids = receiver.prompt.answer_ids(["Ashford", ""])
+    assert ids[1] == [receiver.tokenizer.eos_token_id]
+    assert ids[0][-1] == receiver.tokenizer.eos_token_id
+    whole = receiver.tokenizer.encode("x\nAnswer: Ashford", add_special_tokens=False)
+    tail = receiver.prompt.anchor_ids + ids[0][:-1]
+    assert whole[-len(tail) :] == tail
+
+
+def test_control_tokens_in_user_text_stay_text(receiver):
+    eos = receiver.tokenizer.eos_token
+    ids = receiver.prompt.source_ids([f"a{eos}b"])[0]
+    assert receiver.tokenizer.eos_token_id not in ids
+    assert receiver.tokenizer.decode(ids) == f"a{eos}b"
+
+
+@pytest.mark.parametrize("text", ["Größe 東京 🙂", "\x00\t\n  tail  ", "é" * 300])
+def test_any_text_round_trips_uncut(receiver, text):
+    assert receiver.tokenizer.decode(receiver.prompt.source_ids([text])[0]) == text
+
+
+def test_chat_template_wraps_the_template(llama):
+    from latentwire.receivers.prompt import Prompt
+
+    import copy
+
+    chat = copy.deepcopy(llama.tokenizer)
+    chat.chat_template = (
+        "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+    )
+    prompt = Prompt(chat, "Read.\n{source}\nQ: {question}\n", "Answer: ")
+    head = chat.decode(prompt.head_ids)
+    tail = chat.decode(prompt.question_ids(["Why?"])[0])
+    assert head.replace(" ", "") == "<s>user:Read.\n"
+    assert tail.replace(" ", "") == "\nQ:Why?\n</s><s>assistant:Answer:"
+
+
+def test_padding_rows_marks_real_tokens():
+    ids, mask = pad_rows([[1, 2, 3], [4]], pad_id=9)
+    assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert mask.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_packing_predicts_every_answer_token_from_the_position_before():
+    packed = pack_questions([[([5, 6], [7, 8]), ([9], [1])]], pad_id=0)
+    assert packed.ids.tolist() == [[5, 6, 7, 9]]
+    assert packed.target_columns.tolist() == [1, 2, 3]
+    assert packed.target_ids.tolist() == [7, 8, 1]
+    assert packed.target_answers.tolist() == [0, 0, 1]
+    assert packed.offsets.tolist() == [[0, 1, 2, 0]]
