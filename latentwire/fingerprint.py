@@ -33,7 +33,7 @@ def code_fingerprint(module: str, without: Collection[str] = ()) -> str:
 def imported_modules(module: str, without: Collection[str] = ()) -> set[str]:
     """Names of the module and of all modules in subpackages that it imports, directly or not."""
     found: set[str] = set()
-    waiting = [module]
+    waiting = [module, *filter(_is_in_subpackage, _with_ancestors(module))]
     while waiting:
         name = waiting.pop()
         if name not in found and name not in without:

@@ -33,7 +33,7 @@ from latentwire.reporting.tables import Table, html_page
 
 PANEL_INCHES = (4.4, 3.4)
 # The same drawing gives the same bytes, and text stays text.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "latentwire",
     "svg.fonttype": "none",
     "axes.spines.top": False,
@@ -95,7 +95,7 @@ def draw_quality(scores: Sequence[Score]) -> Figure:
     figure, (axes,) = _panels(1)
     _draw_bars(axes, scores, "receiver")
     axes.set(ylabel="F1", ylim=(0, 1.02), title=_lowest_ratio_title(scores))
-    return figure
+    return _shared_legend(figure)
 
 
 def draw_tasks(scores: Sequence[Score]) -> Figure:
@@ -106,7 +106,7 @@ def draw_tasks(scores: Sequence[Score]) -> Figure:
     for axes, receiver in zip(panels, receivers, strict=True):
         _draw_bars(axes, select(scores, receiver=receiver), "task")
         axes.set(ylabel="F1", ylim=(0, 1.02), title=receiver)
-    return figure
+    return _shared_legend(figure)
 
 
 def draw_ratio(scores: Sequence[Score]) -> Figure:
@@ -122,7 +122,7 @@ def draw_ratio(scores: Sequence[Score]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{ratio:g}x" for ratio in ticks])
         axes.set(xlabel="measured compression ratio", ylabel="F1", ylim=(0, 1.02), title=receiver)
-    return figure
+    return _shared_legend(figure)
 
 
 def draw_controls(scores: Sequence[Score]) -> Figure:
@@ -135,7 +135,7 @@ def draw_controls(scores: Sequence[Score]) -> Figure:
         own = select(scores, receiver=receiver)
         _draw_bars(axes, own, "target_ratio", target_ratios(own))
         axes.set(xlabel="target ratio", ylabel="F1", ylim=(0, 1.02), title=receiver)
-    return figure
+    return _shared_legend(figure)
 
 
 def draw_training(runs: dict[str, list[dict[str, float]]]) -> Figure:
@@ -153,6 +153,8 @@ def draw_training(runs: dict[str, list[dict[str, float]]]) -> Figure:
     panels[0].set(xlabel="step", ylabel="nats per answer token", title="training")
     if dev:
         panels[1].set(xlabel="step", ylabel="nats per answer token", title="dev cross-entropy")
+    for axes in panels:
+        axes.legend(fontsize=8)
     return figure
 
 
@@ -164,7 +166,7 @@ def draw_cost(scores: Sequence[Score]) -> Figure:
     size.set(ylabel="bytes sent per question", title=_lowest_ratio_title(scores))
     _draw_bars(time, _total_seconds(scores), "receiver")
     time.set(ylabel="seconds per question", title="encoding and answering")
-    return figure
+    return _shared_legend(figure)
 
 
 def headline_page(results: dict[str, Any], statistics: dict[str, Any]) -> str:
@@ -226,7 +228,7 @@ def _records(caption: str, records: Sequence[dict[str, Any]]) -> Table:
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     width, height = PANEL_INCHES
-    figure = Figure(figsize=(width * count, height), layout="constrained")
+    figure = Figure(figsize=(width * max(count, 1.6), height), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
@@ -253,7 +255,6 @@ def _draw_bars(
     names = [f"{group:g}x" if isinstance(group, float) else str(group) for group in groups]
     axes.set_xticks(range(len(groups)), names)
     axes.grid(visible=False, axis="x")
-    _legend(axes)
 
 
 def _draw_against_ratio(axes: Axes, method: str, scores: Sequence[Score]) -> None:
@@ -274,7 +275,6 @@ def _draw_against_ratio(axes: Axes, method: str, scores: Sequence[Score]) -> Non
         if len(mean.per_seed) > 1:
             points = [value for value in mean.per_seed.values() if value is not None]
             axes.plot([ratio] * len(points), points, ".", color=colour(method), alpha=0.6)
-    _legend(axes)
 
 
 def _draw_intervals(axes: Axes, positions: Sequence[float], means: Sequence[Mean]) -> None:
@@ -286,11 +286,16 @@ def _draw_intervals(axes: Axes, positions: Sequence[float], means: Sequence[Mean
 def _draw_curve(axes: Axes, rows: Iterable[dict[str, float]], key: str, name: str) -> None:
     points = [(row["step"], row[key]) for row in rows if key in row]
     axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=name)
-    _legend(axes)
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+def _shared_legend(figure: Figure) -> Figure:
+    """One legend for all panels, below them."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, names = axes.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=5)
+    return figure
 
 
 def _at_lowest_ratio(scores: Sequence[Score]) -> list[Score]:

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -119,14 +119,22 @@ def mean_over_seeds(scores: Sequence[Score]) -> Mean:
 
 
 def _score(row: dict[str, str]) -> Score:
-    readers = {int: int, str: str}
     return Score(
-        **{
-            field.name: readers.get(field.type, _number_or_none)(row[field.name])  # type: ignore[call-overload]
-            for field in fields(Score)
-        }
+        task=row["task"],
+        method=row["method"],
+        receiver=row["receiver"],
+        wire=row["wire"],
+        target_ratio=_number(row["target_ratio"]),
+        ratio=_number(row["ratio"]),
+        seed=int(row["seed"]),
+        metric=row["metric"],
+        value=_number(row["value"]),
+        ci_low=_number(row["ci_low"]),
+        ci_high=_number(row["ci_high"]),
+        n=int(row["n"]),
+        n_clusters=int(row["n_clusters"]),
     )
 
 
-def _number_or_none(text: str) -> float | None:
+def _number(text: str) -> float | None:
     return float(text) if text else None

@@ -1,0 +1,43 @@
+"""Losses against formulas written by hand."""
+
+import pytest
+import torch
+
+from latentwire.config import Training
+from latentwire.receivers.packing import pack_questions
+from latentwire.training.objective import answer_loss, kl_divergence
+
+PACKED = pack_questions([[([1], [2, 3, 4]), ([1, 1], [5])], [([1], [2, 2])]], pad_id=0)
+LOGITS = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+TEACHER = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+
+
+def nll():
+    probabilities = LOGITS.double().exp()
+    probabilities /= probabilities.sum(1, keepdim=True)
+    return [-probabilities[i, token].log().item() for i, token in enumerate([2, 3, 4, 5, 2, 2])]
+
+
+def test_cross_entropy_and_kl():
+    losses = answer_loss(LOGITS, TEACHER, PACKED, Training(steps=1, kl_weight=0.5))
+    p = TEACHER.double().softmax(1)
+    q = LOGITS.double().softmax(1)
+    kl = (p * (p.log() - q.log())).sum(1).mean().item()
+    assert losses["cross_entropy"].item() == pytest.approx(sum(nll()) / 6, abs=1e-5)
+    assert losses["kl"].item() == pytest.approx(kl, abs=1e-5)
+    assert losses["loss"].item() == pytest.approx(sum(nll()) / 6 + 0.5 * kl, abs=1e-5)
+
+
+def test_first_token_and_k_token_terms():
+    settings = Training(steps=1, first_token_weight=0.5, k_token_depth=2, kl_weight=0)
+    losses = answer_loss(LOGITS, None, PACKED, settings)
+    values = nll()
+    first = (values[0] + values[3] + values[4]) / 3
+    depth = (values[0] + values[1] + values[3] + values[4] + values[5]) / 5
+    assert losses["first_token"].item() == pytest.approx(first, abs=1e-5)
+    assert losses["k_token"].item() == pytest.approx(depth, abs=1e-5)
+    assert losses["loss"].item() == pytest.approx(sum(values) / 6 + 0.5 * first + depth, abs=1e-5)
+
+
+def test_kl_of_equal_distributions_is_zero():
+    assert kl_divergence(LOGITS, LOGITS + 3.0).item() == pytest.approx(0, abs=1e-6)

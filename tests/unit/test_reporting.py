@@ -1,0 +1,296 @@
+"""Headline, figures, tables and provenance from small synthetic results."""
+
+import csv
+import json
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from latentwire.config import Experiment
+from latentwire.errors import UserError
+from latentwire.layout import Layout
+from latentwire.reporting.figures import write_figures
+from latentwire.reporting.headline import print_headline, write_headline
+from latentwire.reporting.provenance import write_provenance
+from latentwire.reporting.scores import read_scores
+from latentwire.reporting.tables import Table, html_page
+from latentwire.statistics.metrics import COLUMNS
+
+F1 = {"text": 0.98, "closed_book": 0.10, "truncate_head": 0.35}
+SCRIPT = "</script><script>alert(1)</script>"
+STATISTICS = {
+    "settings": {"correction": "holm", "family": [["latent", "closed_book"]]},
+    "comparisons": [{"receiver": "llama", "p_value": None, "reference_mean_per_seed": {"0": 0.1}}],
+    "non_inferiority": [{"receiver": "llama", "target_ratio": 4.0, "sentence": f"Yes {SCRIPT}"}],
+}
+
+
+class Results:
+    """A results folder whose scores a test chooses."""
+
+    def __init__(self, folder, seeds=(1,), **f1):
+        self.experiment = Experiment(experiment="synthetic", seeds=list(seeds))
+        self.layout = Layout("synthetic", folder)
+        self.f1 = F1 | {"latent": 0.93, "control_shuffled": 0.09} | f1
+        self.payload_bytes = {"text": 600, "latent": 4000, "control_shuffled": 4000}
+        self.write()
+
+    def write(self):
+        rows = list(self.rows())
+        self.layout.root.mkdir(parents=True, exist_ok=True)
+        with self.layout.metrics.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.layout.statistics.write_text(json.dumps(STATISTICS))
+        for seed in self.experiment.seeds:
+            log = self.layout.wire("shared", seed) / "metrics.jsonl"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            steps = [
+                {"step": step, "loss": 1 / step, "cross_entropy": 0.5 / step} for step in (1, 2)
+            ]
+            steps[-1]["dev/llama/4x/cross_entropy"] = 0.3
+            log.write_text("".join(json.dumps(step) + "\n" for step in steps))
+
+    def rows(self):
+        for method, f1 in self.f1.items():
+            has_wire = method in ("latent", "control_shuffled")
+            has_ratio = has_wire or method == "truncate_head"
+            for receiver in ("llama", "qwen"):
+                for task in ("all", "pocket", "pocket_unseen_names"):
+                    for ratio in (4.0, 8.0) if has_ratio else ("",):
+                        for seed in self.experiment.seeds if has_wire else (0,):
+                            metrics = self.metrics(method, f1, ratio or 1, seed)
+                            for metric, value in metrics.items():
+                                yield {
+                                    "experiment": "synthetic",
+                                    "task": task,
+                                    "method": method,
+                                    "receiver": receiver,
+                                    "wire": "shared" if has_wire else "none",
+                                    "target_ratio": ratio,
+                                    "ratio": ratio and ratio + 0.1,
+                                    "seed": seed,
+                                    "metric": metric,
+                                    "value": value,
+                                    "ci_low": value - 0.01,
+                                    "ci_high": value + 0.01,
+                                    "n": 100,
+                                    "n_clusters": 10,
+                                }
+
+    def metrics(self, method, f1, ratio, seed):
+        value = f1 + 0.02 * max(0, seed - 1)
+        return {
+            "em": value - 0.01,
+            "f1": value,
+            "relative_f1": value / self.f1["text"],
+            "ratio": ratio + 0.1,
+            "payload_bytes": self.payload_bytes.get(method, 60) / ratio,
+            "encode_seconds": 0.01,
+            "answer_seconds": 0.02,
+        }
+
+    def headline(self):
+        write_headline(self.experiment, self.layout)
+        return json.loads(self.layout.headline.read_text())
+
+
+class Page(HTMLParser):
+    """The cells, the scripts and the addresses of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.scripts, self.addresses, self.cells = [], 0, [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.scripts += tag == "script"
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        self.open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            self.open.remove(tag)
+
+    def handle_data(self, data):
+        if "td" in self.open:
+            self.cells[-1] += data
+
+
+def test_headline_has_a_row_per_method_receiver_and_ratio(tmp_path):
+    rows = Results(tmp_path).headline()["headline"]
+    keys = [(row["method"], row["receiver"], row["target_ratio"]) for row in rows]
+    assert len(keys) == len(set(keys)) == 2 * (2 + 3 * 2)
+    latent = rows[keys.index(("latent", "qwen", 4.0))]
+    assert latent["f1"] == {
+        "value": 0.93,
+        "interval": [pytest.approx(0.92), pytest.approx(0.94)],
+        "per_seed": {"1": 0.93},
+    }
+    assert latent["relative_f1"]["value"] == pytest.approx(0.93 / 0.98)
+    assert latent["payload_bytes"]["value"] == 1000
+
+
+def test_several_seeds_are_averaged_shown_and_have_no_interval(tmp_path):
+    rows = Results(tmp_path, seeds=(1, 2)).headline()["headline"]
+    latent = next(row for row in rows if row["method"] == "latent")
+    assert latent["num_seeds"] == 2
+    assert latent["f1"]["value"] == pytest.approx(0.94)
+    assert latent["f1"]["interval"] is None
+    assert latent["f1"]["per_seed"] == {"1": 0.93, "2": pytest.approx(0.95)}
+
+
+@pytest.mark.parametrize(
+    ("f1", "sentence"),
+    [
+        ({}, "On llama, latents keep of the text F1 95% at 4x and 95% at 8x: 0.930 and 0.930 of"),
+        ({}, "On qwen, the message is read at 4x and 8x: shuffled messages score 0.090 and 0.090"),
+        ({"control_shuffled": 0.91}, "On llama, the message is not read at 4x and 8x"),
+        ({"latent": 0.12}, "On llama, the message is not read at 4x and 8x"),
+        ({"control_shuffled": 0.5}, "part of the score does not come from the message at 4x"),
+        ({}, "On llama, latents beat truncated text of the same length at 4x and 8x"),
+        ({"latent": 0.3}, "On llama, latents do not beat truncated text of the same length at 4x"),
+        ({}, "latents are larger than the text in bytes at 4x: 1,000 against 600."),
+        ({}, "latents are not larger than the text in bytes at 8x: 500 against 600."),
+    ],
+)
+def test_verdicts_follow_the_numbers(tmp_path, f1, sentence):
+    verdicts = Results(tmp_path, **f1).headline()["verdicts"]
+    assert any(sentence in verdict for verdict in verdicts), verdicts
+
+
+def test_text_methods_alone_have_a_headline(tmp_path):
+    results = Results(tmp_path)
+    results.f1 = F1
+    results.write()
+    assert results.headline()["verdicts"] == []
+
+
+def test_printed_headline_names_every_score_and_the_report(tmp_path, capsys):
+    results = Results(tmp_path)
+    results.headline()
+    print_headline(results.layout)
+    printed = capsys.readouterr().out
+    assert "snakemake report" in printed
+    line = next(line for line in printed.splitlines() if line.startswith("latents 4x"))
+    assert line.split() == ["latents", "4x", "llama", "0.920", "0.930", "94.9%", "4.10", "1,000"]
+    results.layout.report.write_text("<html>")
+    print_headline(results.layout)
+    assert f"Report: {results.layout.report}" in capsys.readouterr().out
+
+
+def test_a_missing_value_is_a_dash(tmp_path, capsys):
+    results = Results(tmp_path)
+    text = results.layout.metrics.read_text()
+    lines = text.splitlines(keepends=True)
+    value = COLUMNS.index("value")
+
+    def blank(line):
+        cells = line.rstrip("\r\n").split(",")
+        if "relative_f1" in cells:
+            cells[value : value + 3] = ["", "", ""]
+        return ",".join(cells) + "\n"
+
+    results.layout.metrics.write_text("".join(map(blank, lines)))
+    verdicts = results.headline()["verdicts"]
+    assert any("latents keep of the text F1 - at 4x" in verdict for verdict in verdicts)
+    print_headline(results.layout)
+    assert " - " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n", ",".join(COLUMNS) + "\n"])
+def test_a_missing_or_malformed_metrics_table_is_refused(tmp_path, content):
+    path = tmp_path / "metrics.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match="metrics.csv.*metrics"):
+        read_scores(path)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    results = Results(tmp_path_factory.mktemp("results"), seeds=(1, 2))
+    results.headline()
+    write_figures(results.experiment, results.layout)
+    return results
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("quality", ["llama", "qwen", "latents", "full text", "F1"]),
+        ("tasks", ["pocket_unseen_names", "llama", "qwen"]),
+        ("ratio", ["4x", "8x", "measured compression ratio", "shuffled latents", "no text"]),
+        ("controls", ["4x", "8x", "shuffled latents"]),
+        ("training", ["loss, seed 1", "cross-entropy, seed 2", "llama/4x, seed 1", "step"]),
+        ("cost", ["bytes sent per question", "seconds per question"]),
+    ],
+)
+def test_figures_are_vector_drawings_with_their_words(drawn, name, words):
+    figure = ElementTree.parse(drawn.layout.figure(name)).getroot()
+    texts = {"".join(node.itertext()).strip() for node in figure.iter() if "text" in node.tag}
+    assert set(words) <= texts
+
+
+def test_figures_are_the_same_bytes_again(drawn):
+    before = {path: path.read_bytes() for path in drawn.layout.figure("x").parent.iterdir()}
+    write_figures(drawn.experiment, drawn.layout)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.parametrize("name", ["headline", "metrics", "statistics"])
+def test_tables_escape_text_and_load_nothing(drawn, name):
+    page = Page(drawn.layout.table(name).read_text())
+    assert page.scripts == 1
+    assert page.addresses == []
+    assert len(page.cells) > 2
+
+
+def test_headline_page_tells_verdicts_and_non_inferiority(drawn):
+    text = drawn.layout.table("headline").read_text()
+    assert "latents beat truncated text" in text
+    assert "llama at 4x: Yes &lt;/script&gt;" in text
+
+
+def test_table_cells_keep_their_exact_value_for_sorting():
+    page = html_page("t", [], [Table("c", ["name", "x"], [[SCRIPT, 0.123456789], ["b", None]])])
+    assert 'data-value="0.123456789"' in page
+    assert Page(page).cells == [SCRIPT, "0.1235", "b", "–"]
+
+
+def test_provenance_names_commit_versions_hardware_and_configuration(tmp_path):
+    experiment, layout = Experiment(), Layout("pocket", tmp_path)
+    write_provenance(experiment, layout)
+    facts = json.loads(layout.provenance.read_text())
+    assert facts["packages"]["torch"].startswith("2.")
+    assert facts["threads"] == experiment.threads
+    assert facts["hardware"]["num_cpus"] >= 1
+    assert len(facts["config_sha256"]) == 64
+    assert "wire.encoder.backbone" in Page(layout.table("provenance").read_text()).cells
+
+
+def test_provenance_changes_with_the_configuration_only(tmp_path):
+    layout = Layout("pocket", tmp_path)
+
+    def facts(**values):
+        write_provenance(Experiment(**values), layout)
+        return json.loads(layout.provenance.read_text())
+
+    assert facts() == facts()
+    assert facts()["config_sha256"] != facts(seeds=[2])["config_sha256"]
+
+
+def test_provenance_without_git_says_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr("latentwire.reporting.provenance.REPOSITORY", tmp_path)
+    monkeypatch.setenv("PATH", "")
+    layout = Layout("pocket", tmp_path)
+    write_provenance(Experiment(), layout)
+    facts = json.loads(layout.provenance.read_text())
+    assert facts["commit"] is None
+    assert facts["dirty"] is None
+    cells = Page(layout.table("provenance").read_text()).cells
+    assert cells[cells.index("commit") + 1] == "unknown"

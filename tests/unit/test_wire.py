@@ -1,0 +1,150 @@
+"""The wire: padding, ratios, bytes, and what a saved wire gives back."""
+
+import pytest
+import torch
+from conftest import CONTEXTS
+from transformers import AutoModel
+
+from latentwire.config import Adapter, Encoder, Pooling
+from latentwire.config import Wire as WireConfig
+from latentwire.errors import UserError
+from latentwire.wire.payload import Latents
+from latentwire.wire.pooling import num_groups, pool
+from latentwire.wire.wire import ReceiverFacts, Wire
+
+
+def make_wire(receiver, **encoder):
+    torch.manual_seed(1)
+    config = receiver.model.config
+    backbone = AutoModel.from_config(config, attn_implementation="sdpa")
+    backbone.load_state_dict(receiver.model.model.state_dict())
+    settings = WireConfig(
+        latent_dim=24, target_ratios=[2, 4], encoder=Encoder(**encoder), adapter=Adapter(gain=3)
+    )
+    facts = ReceiverFacts(receiver.embedding_dim, receiver.embedding_rms, [1, 2])
+    wire = Wire(settings, backbone, receiver.tokenizer, {2.0: 2.1, 4.0: 4.2}, {"a.b": facts})
+    return wire.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {},
+        {"pooling": "last"},
+        {"bidirectional": False},
+        {"pooling": "queries", "num_latents": 5},
+    ],
+)
+def test_latents_do_not_depend_on_batch_mates(receiver, encoder):
+    wire = make_wire(receiver, **encoder)
+    together = wire.encode(CONTEXTS, ratio=4)
+    for context, latents in zip(CONTEXTS, together, strict=True):
+        alone = wire.encode([context], ratio=4)[0]
+        assert alone.values.shape == latents.values.shape
+        torch.testing.assert_close(alone.values, latents.values, atol=2e-3, rtol=1e-3)
+        read_alone = wire.latents(wire.read(wire.source_ids([context])), [4])[0][0]
+        row = CONTEXTS.index(context)
+        read_together = wire.latents(wire.read(wire.source_ids(CONTEXTS)), [4] * 3)[0][row]
+        torch.testing.assert_close(
+            read_alone, read_together[: len(read_alone)], atol=1e-5, rtol=1e-5
+        )
+
+
+def test_causal_encoder_does_not_look_ahead(receiver):
+    wire = make_wire(receiver, bidirectional=False)
+    ids = wire.source_ids(CONTEXTS[:1])[0]
+    changed = [*ids[:-1], ids[0]]
+    before, after = (wire.read([row]).hidden[0] for row in (ids, changed))
+    torch.testing.assert_close(before[:-1], after[:-1])
+    both_ways = make_wire(receiver)
+    before, after = (both_ways.read([row]).hidden[0] for row in (ids, changed))
+    assert not torch.allclose(before[:-1], after[:-1], atol=1e-3)
+
+
+def test_pooling_against_slices():
+    hidden = torch.arange(10.0)[None, :, None].repeat(2, 1, 1)
+    mask = torch.tensor([[True] * 10, [True] * 7 + [False] * 3])
+    mean, mean_mask = pool(hidden, mask, torch.tensor([3, 2]), Pooling.mean)
+    # Groups of token i: i * 3 // 10 and i * 2 // 7.
+    assert mean[0, :, 0].tolist() == pytest.approx([1.5, 5.0, 8.0])
+    assert mean[1, :2, 0].tolist() == pytest.approx([1.5, 5.0])
+    assert mean_mask.tolist() == [[True, True, True], [True, True, False]]
+    last, _ = pool(hidden, mask, torch.tensor([3, 2]), Pooling.last)
+    assert last[0, :, 0].tolist() == [3, 6, 9]
+    assert last[1, :2, 0].tolist() == [3, 6]
+
+
+def test_number_of_latents_reaches_the_ratio_on_average():
+    tokens = torch.arange(2, 400)
+    groups = num_groups(tokens, torch.full((len(tokens),), 4.02))
+    assert tokens.sum() / groups.sum() >= 4
+    assert num_groups(torch.tensor([1]), torch.tensor([16.0])).tolist() == [1]
+
+
+def test_soft_tokens_start_at_the_gain(receiver):
+    wire = make_wire(receiver)
+    source = wire.receive("a.b", wire.encode(CONTEXTS, ratio=2))
+    rms = source.embeddings[source.mask].square().mean(-1).sqrt()
+    torch.testing.assert_close(rms, torch.full_like(rms, 3 * receiver.embedding_rms))
+
+
+def test_saved_wire_gives_the_same_messages(receiver, tmp_path):
+    wire = make_wire(receiver)
+    wire.save_pretrained(tmp_path / "wire")
+    loaded = Wire.from_pretrained(tmp_path / "wire")
+    assert loaded.wire_id == wire.wire_id
+    assert loaded.receivers == wire.receivers
+    for before, after in zip(wire.encode(CONTEXTS, 4), loaded.encode(CONTEXTS, 4), strict=True):
+        assert before.to_bytes() == after.to_bytes()
+
+
+def test_damaged_weights_are_refused(receiver, tmp_path):
+    make_wire(receiver).save_pretrained(tmp_path / "wire")
+    make_wire(receiver, pooling="queries", num_latents=5).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "wire" / "model.safetensors")
+    with pytest.raises(UserError, match="do not load"):
+        Wire.from_pretrained(tmp_path / "wire")
+
+
+def test_unknown_ratio_receiver_and_empty_text(receiver):
+    wire = make_wire(receiver)
+    with pytest.raises(UserError, match=r"ratio 3 .*\[2\.0, 4\.0\]"):
+        wire.encode(CONTEXTS, ratio=3)
+    with pytest.raises(UserError, match="'c'.*'a.b'"):
+        wire.receive("c", wire.encode(CONTEXTS, ratio=2))
+    with pytest.raises(UserError, match="empty"):
+        wire.encode([""], ratio=2)
+
+
+def test_payload_round_trip_and_size():
+    values = torch.randn(7, 16)
+    latents = Latents.quantise(values, 4.0, b"w" * 16)
+    payload = latents.to_bytes()
+    again = Latents.from_bytes(payload)
+    assert torch.equal(again.values, latents.values)
+    assert again.ratio == 4.0
+    assert again.wire_id == b"w" * 16
+    assert len(payload) - 7 * 16 * 2 < 64
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: b"", "header"),
+        (lambda p: b"{}" + p, "header"),
+        (lambda p: p[:5] + b"\x09" + p[6:], "version 9"),
+        (lambda p: p[:-1], "cut or altered"),
+        (lambda p: p + b"0", "cut or altered"),
+        (lambda p: p[:-1] + bytes([p[-1] ^ 1]), "checksum"),
+        (lambda p: p[:10] + bytes([p[10] ^ 1]) + p[11:], "checksum"),
+    ],
+)
+def test_damaged_payloads_are_refused(damage, message):
+    payload = Latents.quantise(torch.randn(3, 4), 4.0, b"w" * 16).to_bytes()
+    with pytest.raises(UserError, match=message):
+        Latents.from_bytes(damage(payload))
+
+
+def test_values_that_fp16_cannot_carry_are_refused():
+    with pytest.raises(UserError, match="diverged"):
+        Latents.quantise(torch.full((1, 1), 1e6), 4.0, b"w" * 16).to_bytes()
