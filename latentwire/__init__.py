@@ -1,3 +1,3 @@
-"""LatentWire: one encoder writes a text as latent vectors that several frozen language models read."""
+"""One encoder writes a text as latent vectors that several frozen language models read."""
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ WIDTH = 100
 HEADER = (
     "# The default experiment: the pocket corpus, on the CPU, without network.\n"
     "# Generated from latentwire/config.py by `python -m latentwire config --write`; change the\n"
-    "# defaults there. For an experiment of your own, copy this file and change `experiment` first.\n"
+    "# defaults there. For an experiment of your own, copy it and change `experiment` first.\n"
 )
 
 

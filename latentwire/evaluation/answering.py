@@ -15,7 +15,6 @@ from latentwire.data.tables import Example
 from latentwire.receivers.packing import PackedQuestions
 from latentwire.receivers.receiver import Receiver, Source
 
-
 T = TypeVar("T")
 
 
@@ -93,4 +92,3 @@ def _mean_nll(logits: torch.Tensor, packed: PackedQuestions, num_answers: int) -
     total.index_add_(0, packed.target_answers, token_loss)
     counts = torch.bincount(packed.target_answers, minlength=num_answers)
     return (total / counts).tolist()
-

@@ -5,6 +5,7 @@ This is the only place that reads the test split.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -31,6 +32,7 @@ from latentwire.wire.wire import Wire
 
 WIRE_METHODS = (Method.latent, Method.control_shuffled)
 Groups = Sequence[Sequence[Example]]
+Sender = Callable[[Sequence[int]], Sent]
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +48,11 @@ def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) ->
     contexts = [group[0].context for group in groups]
     ids = receiver.prompt.source_ids(contexts)
 
-    def pick(values: Sequence, indices: Sequence[int]) -> list:
-        return [values[index] for index in indices]
-
-    senders: dict[Method, list[tuple[float | None, Callable[[list[int]], Sent]]]] = {
-        Method.text: [(None, lambda i: send_text(receiver, pick(ids, i), pick(contexts, i)))],
-        Method.closed_book: [(None, lambda i: send_nothing(receiver, len(i)))],
+    senders: dict[Method, list[tuple[float | None, Sender]]] = {
+        Method.text: [(None, partial(_send_text, receiver, ids, contexts))],
+        Method.closed_book: [(None, partial(_send_nothing, receiver))],
         Method.truncate_head: [
-            (ratio, lambda i, ratio=ratio: send_head(receiver, pick(ids, i), ratio))
+            (ratio, partial(_send_head, receiver, ids, ratio))
             for ratio in experiment.wire.target_ratios
         ],
     }
@@ -78,9 +77,7 @@ def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: 
     mode, ratios = wire.config.source_mode, experiment.wire.target_ratios
     groups = group_sources(read_examples(layout.split("test")), mode)
     sources = [source_text(group[0], mode) for group in groups]
-    payloads, seconds = encode_payloads(
-        wire, sources, ratios, experiment.evaluation.batch_passages
-    )
+    payloads, seconds = encode_payloads(wire, sources, ratios, experiment.evaluation.batch_passages)
     strangers = derangement([group[0].passage_id for group in groups], experiment.evaluation.seed)
     for settings in experiment.receivers:
         receiver = latent_reader(experiment, load_receiver(experiment, layout, settings.name))
@@ -91,17 +88,13 @@ def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: 
             source_of = strangers if method == Method.control_shuffled else range(len(groups))
             rows: list[Prediction] = []
             for ratio in ratios:
-
-                def send(indices: list[int], ratio: float = ratio) -> Sent:
-                    chosen = [payloads[ratio][source_of[index]] for index in indices]
-                    return send_latents(wire, receiver.name, chosen)
-
+                sent = [payloads[ratio][index] for index in source_of]
                 rows += _predict(
                     experiment,
                     receiver,
                     groups,
                     sources,
-                    send,
+                    partial(_send_messages, wire, receiver.name, sent),
                     ratio=ratio,
                     wire=wire_name,
                     encode_seconds=seconds[ratio],
@@ -110,12 +103,34 @@ def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: 
             _report(method, receiver.name, rows)
 
 
+def _send_text(
+    receiver: Receiver, ids: Sequence[list[int]], texts: Sequence[str], indices: Sequence[int]
+) -> Sent:
+    return send_text(receiver, [ids[i] for i in indices], [texts[i] for i in indices])
+
+
+def _send_nothing(receiver: Receiver, indices: Sequence[int]) -> Sent:
+    return send_nothing(receiver, len(indices))
+
+
+def _send_head(
+    receiver: Receiver, ids: Sequence[list[int]], ratio: float, indices: Sequence[int]
+) -> Sent:
+    return send_head(receiver, [ids[i] for i in indices], ratio)
+
+
+def _send_messages(
+    wire: Wire, receiver: str, payloads: Sequence[bytes], indices: Sequence[int]
+) -> Sent:
+    return send_latents(wire, receiver, [payloads[i] for i in indices])
+
+
 def _predict(
     experiment: Experiment,
     receiver: Receiver,
     groups: Groups,
     sources: Sequence[str],
-    send: Callable[[list[int]], Sent],
+    send: Sender,
     ratio: float | None,
     wire: str = NO_WIRE,
     encode_seconds: float = 0.0,

@@ -95,7 +95,9 @@ def derangement(owners: Sequence[str], seed: int) -> list[int]:
         groups.setdefault(owner, []).append(index)
     shift = max(len(group) for group in groups.values())
     if 2 * shift > len(owners):
-        raise ValueError(f"no derangement: one of {len(groups)} passages has {shift} of {len(owners)}")
+        raise ValueError(
+            f"no derangement: one of {len(groups)} passages has {shift} of {len(owners)}"
+        )
     names = sorted(groups)
     random.Random(seed).shuffle(names)
     order = [index for name in names for index in groups[name]]

@@ -1,11 +1,12 @@
-"""The stage `receiver`: makes `receivers/<name>/` from a bundled, pretrained, local or hub model."""
+"""The stage `receiver`: a folder of its own for a bundled, pretrained, local or hub model."""
 
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from latentwire.config import Experiment, ReceiverSource
 from latentwire.config import Receiver as ReceiverConfig
@@ -28,16 +29,16 @@ def build_receiver(experiment: Experiment, layout: Layout, name: str) -> None:
     """
     settings = next(receiver for receiver in experiment.receivers if receiver.name == name)
     directory = layout.receiver(name)
-    model, revision = ".", None
-    match settings.source:
-        case ReceiverSource.bundled:
-            _copy_bundled(name, directory)
-        case ReceiverSource.pretrain:
-            pretrain_receiver(experiment, layout, name)
-        case ReceiverSource.path:
-            model = str(settings.path.resolve())
-        case ReceiverSource.hub:
-            model, revision = settings.repo_id, _resolve_commit(settings.repo_id, settings.revision)
+    model: str = "."
+    revision: str | None = None
+    if settings.source == ReceiverSource.bundled:
+        _copy_bundled(name, directory)
+    elif settings.source == ReceiverSource.pretrain:
+        pretrain_receiver(experiment, layout, name)
+    elif settings.path is not None:
+        model = str(settings.path.resolve())
+    elif settings.repo_id is not None and settings.revision is not None:
+        model, revision = settings.repo_id, _resolve_commit(settings.repo_id, settings.revision)
     location = model if revision else str((directory / model).resolve())
     write_json(
         directory / DESCRIPTION,
@@ -54,9 +55,11 @@ def build_receiver(experiment: Experiment, layout: Layout, name: str) -> None:
 def _describe(location: str, revision: str | None, settings: ReceiverConfig) -> dict[str, Any]:
     tokenizer = open_tokenizer(location, revision)
     model = open_model(location, revision, getattr(torch, settings.dtype))
-    embedding = model.get_input_embeddings().weight.float()
+    embedding = cast(nn.Embedding, model.get_input_embeddings()).weight.float()
     norms = embedding.norm(dim=1)
-    logger.info("%s: %s, %d parameters", settings.name, type(model).__name__, model.num_parameters())
+    logger.info(
+        "%s: %s, %d parameters", settings.name, type(model).__name__, model.num_parameters()
+    )
     return {
         "architecture": type(model).__name__,
         "num_parameters": model.num_parameters(),
@@ -102,8 +105,8 @@ def _resolve_commit(repo_id: str, revision: str) -> str:
         folder = snapshot_download(repo_id, revision=revision, allow_patterns="config.json")
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"cannot reach {repo_id} at revision {revision!r} on the hub: {error}\nOnline, check the "
-            f"names, and for gated models accept the licence and run `hf auth login`; offline, run "
+            f"cannot reach {repo_id} at revision {revision!r} on the hub: {error}\nOnline, check "
+            f"the names, and for gated models accept the licence and run `hf auth login`; offline, run "
             f"`hf download {repo_id} --revision {revision}` beforehand, or use `source: path`"
         ) from error
     return Path(folder).name

@@ -4,7 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from latentwire.config import Experiment
 from latentwire.errors import UserError
@@ -37,7 +42,8 @@ def load_receiver(experiment: Experiment, layout: Layout, name: str) -> Receiver
     model = open_model(**model_location(directory), dtype=getattr(torch, settings.dtype))
     tokenizer = load_tokenizer(directory)
     prompt = Prompt(tokenizer, experiment.prompt.template, experiment.prompt.anchor_text)
-    return Receiver(name, model.to(experiment.device), tokenizer, prompt)
+    model.to(device=torch.device(experiment.device))
+    return Receiver(name, model, tokenizer, prompt)
 
 
 def latent_reader(experiment: Experiment, receiver: Receiver) -> Receiver:
@@ -77,7 +83,7 @@ def open_tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def open_model(location: str, revision: str | None, dtype: torch.dtype):
+def open_model(location: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     """Loads a causal language model from safetensors, without remote code.
 
     Raises:

@@ -46,7 +46,9 @@ class PackedQuestions:
         return starts
 
     def to(self, device: torch.device) -> "PackedQuestions":
-        return PackedQuestions(*(value.to(device, non_blocking=True) for value in vars(self).values()))
+        return PackedQuestions(
+            *(value.to(device, non_blocking=True) for value in vars(self).values())
+        )
 
 
 def pack_questions(
@@ -71,7 +73,9 @@ def pack_questions(
             segments[row_index, start:end] = segment
             offsets[row_index, start:end] = torch.arange(len(tokens))
             first = start + len(question) - 1
-            targets += [(row_index, first + i, token, num_answers) for i, token in enumerate(answer)]
+            targets += [
+                (row_index, first + i, token, num_answers) for i, token in enumerate(answer)
+            ]
             num_answers += 1
             start = end
     return PackedQuestions(ids, segments, offsets, *torch.tensor(targets).T.contiguous())

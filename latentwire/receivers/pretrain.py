@@ -106,9 +106,7 @@ RECIPES = {
     "llama": Recipe(
         1152, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}, False, _llama
     ),
-    "qwen": Recipe(
-        1280, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, True, _qwen
-    ),
+    "qwen": Recipe(1280, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, True, _qwen),
 }
 
 
@@ -147,7 +145,7 @@ def pretrain_receiver(experiment: Experiment, layout: Layout, name: str) -> None
     directory = layout.receiver(name)
     with whole_file(directory / "metrics.jsonl") as temporary:
         shutil.copyfile(metrics, temporary)
-    save_receiver(model.to(torch.bfloat16), tokenizer, directory)
+    save_receiver(model.bfloat16(), tokenizer, directory)
     state.remove()
 
 
@@ -161,9 +159,7 @@ def save_receiver(
         copy_files(Path(folder), directory)
 
 
-def make_tokenizer(
-    recipe: Recipe, experiment: Experiment, seed: int
-) -> PreTrainedTokenizerFast:
+def make_tokenizer(recipe: Recipe, experiment: Experiment, seed: int) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE tokenizer, so that any UTF-8 text round-trips."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = [pre_tokenizers.Digits(individual_digits=True)] if recipe.splits_digits else []

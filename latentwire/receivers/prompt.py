@@ -35,8 +35,9 @@ class Prompt:
         text = self.template.format(source=_SOURCE_MARK, question=_QUESTION_MARK)
         has_chat_template = self.tokenizer.chat_template is not None
         if has_chat_template:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            turn = [{"role": "user", "content": text}]
+            text = str(
+                self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
             )
         head, tail = text.split(_SOURCE_MARK)
         tail += self.anchor
@@ -80,4 +81,6 @@ class Prompt:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]

@@ -7,9 +7,10 @@ D embedding width, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.receivers.packing import (
@@ -56,7 +57,7 @@ class Receiver:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.prompt = prompt
-        self._embed = model.get_input_embeddings()
+        self._embed = cast(nn.Embedding, model.get_input_embeddings())
         eos = model.generation_config.eos_token_id if model.generation_config else None
         self._stop_ids = {tokenizer.eos_token_id, *([eos] if isinstance(eos, int) else eos or [])}
 
@@ -156,14 +157,18 @@ class Receiver:
 
     def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
         """Answer texts, outer white space removed."""
-        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(
+            [list(ids) for ids in answers], skip_special_tokens=True
+        )
         return [text.strip() for text in texts]
 
     def _prefix_mask(self, source: Source) -> Tensor:
         head = source.mask.new_ones(len(source.mask), len(self.prompt.head_ids))
         return torch.cat([head, source.mask], dim=1)
 
-    def _read(self, source: Source, packed: PackedQuestions, use_cache: bool = False):
+    def _read(
+        self, source: Source, packed: PackedQuestions, use_cache: bool = False
+    ) -> tuple[Tensor, int, Any]:
         """Runs the model over prefix and questions; `(hidden [B, P + Q, D], P, cache)`."""
         head_ids = torch.tensor(self.prompt.head_ids, dtype=torch.long, device=self.device)
         head = self._embed(head_ids).expand(len(source.mask), -1, -1)

@@ -99,13 +99,13 @@ def print_headline(layout: Layout) -> None:
 
 def _keep(latents: Rows, text: dict[str, Any]) -> str:
     shares = [
-        f"{format_value(row['relative_f1']['value'], '{:.0%}')} at {row['target_ratio']:g}x"
+        f"{_format(row['relative_f1']['value'], '{:.0%}', 'no measurable share')} "
+        f"({row['f1']['value']:.3f}) at {row['target_ratio']:g}x"
         for row in latents
     ]
-    f1 = [f"{row['f1']['value']:.3f}" for row in latents]
     return (
-        f"On {text['receiver']}, latents keep of the text F1 {_listed(shares)}: "
-        f"{_listed(f1)} of {text['f1']['value']:.3f}."
+        f"On {text['receiver']}, of the text F1 of {text['f1']['value']:.3f} latents keep "
+        f"{_listed(shares)}."
     )
 
 
@@ -186,12 +186,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         label(row["method"]) + budget,
         row["receiver"],
-        *(format_value(row[metric]["value"], formats.get(metric, "{:,.0f}")) for metric in METRICS),
+        *(_format(row[metric]["value"], formats.get(metric, "{:,.0f}")) for metric in METRICS),
     ]
 
 
-def format_value(value: float | None, template: str) -> str:
-    return "-" if value is None else template.format(value)
+def _format(value: float | None, template: str, missing: str = "-") -> str:
+    return missing if value is None else template.format(value)
 
 
 def _aligned(rows: list[list[str]]) -> Iterator[str]:

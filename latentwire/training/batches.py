@@ -53,4 +53,6 @@ class BatchOrder:
 
     def _cut(self, indices: np.ndarray) -> list[list[int]]:
         batch_number = (self._lengths[indices].cumsum() - 1) // self._budget
-        return [part.tolist() for part in np.split(indices, np.flatnonzero(np.diff(batch_number)) + 1)]
+        return [
+            part.tolist() for part in np.split(indices, np.flatnonzero(np.diff(batch_number)) + 1)
+        ]

@@ -20,7 +20,8 @@ tags: [latentwire, context-compression]
 One encoder and an adapter for each of: {receivers}. Target ratios: {ratios}.
 
 * Experiment: `{experiment.experiment}`, data source `{experiment.data.source}`
-* Encoder: started from `{experiment.wire.encoder.backbone}`, pooling `{wire.config.encoder.pooling}`
+* Encoder: started from `{experiment.wire.encoder.backbone}`
+* Pooling: `{wire.config.encoder.pooling}`
 * Latents: width {wire.config.latent_dim}
 * Parameters: {sum(parameter.numel() for parameter in wire.parameters()):,}
 * Training: {num_steps:,} steps

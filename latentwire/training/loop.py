@@ -23,10 +23,12 @@ logger = logging.getLogger(__name__)
 class Task(Protocol):
     """What is trained. Steps are pure functions of their number, so that a run can resume."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """What is trained; its parameters that require gradients."""
 
     def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """The losses of a step, `loss` the one to minimise, and counts to log (`examples`, `tokens`)."""
+        """The losses of a step, `loss` the one to minimise, and counts: `examples`, `tokens`."""
 
     def dev(self) -> dict[str, float]:
         """Measures on the dev split; empty if the task has none."""
@@ -80,7 +82,7 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
                 "step": step,
                 "examples": examples,
                 "metrics_bytes": metrics.sync(),
-                "module": _trained_state(task.module),
+                "module": task.module.state_dict(),
                 "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             }
         )
@@ -131,15 +133,11 @@ def _resume(
     saved = state.load()
     if saved is None:
         return 0, 0, 0
-    task.module.load_state_dict(saved["module"], strict=False)
+    task.module.load_state_dict(saved["module"])
     for optimiser, optimiser_state in zip(optimisers, saved["optimisers"], strict=True):
         optimiser.load_state_dict(optimiser_state)
     logger.info("resuming after step %d", saved["step"])
     return saved["step"], saved["examples"], saved["metrics_bytes"]
-
-
-def _trained_state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in module.state_dict().items()}
 
 
 class _SignalFlag:

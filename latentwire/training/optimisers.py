@@ -17,7 +17,8 @@ def make_optimisers(
     Args:
         parameters: named parameters; embeddings are known by "embed" in their name.
     """
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in parameters:
         is_matrix = parameter.ndim == 2 and "embed" not in name
         (matrices if is_matrix else others).append(parameter)

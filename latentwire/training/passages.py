@@ -73,10 +73,9 @@ def tokenise_passages(
         TokenisedPassage(
             encoder_ids[index],
             {name: len(ids[index]) for name, ids in source_ids.items()},
-            *(
-                {name: values[index] for name, values in part.items()}
-                for part in (text_ids, questions, text_questions)
-            ),
+            {name: ids[index] for name, ids in text_ids.items()},
+            {name: pairs[index] for name, pairs in questions.items()},
+            {name: pairs[index] for name, pairs in text_questions.items()},
         )
         for index in range(len(groups))
     ]

@@ -55,7 +55,9 @@ class Progress:
     def report(self, step: int, row: dict[str, float]) -> None:
         done = step - self._first_step
         left = self.seconds / max(1, done) * (self._num_steps - step)
-        values = "  ".join(f"{key} {row[key]:.3f}" for key in row if key.endswith(("loss", "entropy")))
+        values = "  ".join(
+            f"{key} {row[key]:.3f}" for key in row if key.endswith(("loss", "entropy"))
+        )
         logger.info("step %d/%d  %s  %s left", step, self._num_steps, values, format_seconds(left))
 
 

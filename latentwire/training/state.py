@@ -94,7 +94,8 @@ class StateDirectory:
                 for key in differing
             )
             raise UserError(
-                f"the training state in {self.path} belongs to another run; these differ:\n{lines}\n"
+                f"the training state in {self.path} belongs to another run; these differ:\n"
+                f"{lines}\n"
                 "Restore the settings to go on, or delete the folder to train from the start"
             )
 
@@ -110,7 +111,8 @@ def _read_slot(path: Path) -> dict[str, Any] | None:
 
 def _random_state() -> dict[str, Any]:
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    legacy: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = legacy
     return {
         "python": [version, list(internal), gauss],
         "numpy": [name, keys.tolist(), position, has_gauss, cached],

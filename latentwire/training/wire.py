@@ -15,7 +15,7 @@ from latentwire.config import Experiment
 from latentwire.data.tables import read_examples
 from latentwire.files import whole_file
 from latentwire.fingerprint import code_fingerprint
-from latentwire.layout import Layout
+from latentwire.layout import Layout, Split
 from latentwire.receivers.loading import (
     latent_reader,
     load_receiver,
@@ -50,10 +50,10 @@ def train_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: int
     wire = make_wire(experiment, layout, receivers)
     task = WireTask(experiment, layout, wire, receivers, seed)
     settings = experiment.training
-    num_steps = settings.steps or task.order.num_steps(settings.epochs)
+    num_steps = settings.steps or task.order.num_steps(settings.epochs or 0)
     schedule = Schedule(
         num_steps=num_steps,
-        **settings.model_dump(include=Schedule.__dataclass_fields__.keys()),
+        **settings.model_dump(include=set(Schedule.__dataclass_fields__)),
     )
     state = StateDirectory(
         layout.state(f"{wire_name}-seed{seed}"), _identity(experiment, layout, seed)
@@ -183,7 +183,7 @@ class WireTask:
             receiver.text_source([p.text_ids[name] for p in passages]), packed
         )
 
-    def _tokenise(self, split: str) -> list[TokenisedPassage]:
+    def _tokenise(self, split: Split) -> list[TokenisedPassage]:
         examples = read_examples(self._layout.split(split))
         no_answer_text = self._experiment.prompt.no_answer_text
         return tokenise_passages(
@@ -202,7 +202,7 @@ class WireTask:
 def pooling_widths(
     passages: Sequence[TokenisedPassage], target_ratios: Sequence[float]
 ) -> dict[float, float]:
-    """Encoder tokens per latent at which even the receiver with the fewest tokens reaches a ratio."""
+    """Encoder tokens per latent at which even the receiver of the fewest tokens reaches a ratio."""
     encoder_tokens = sum(len(passage.encoder_ids) for passage in passages)
     fewest = min(
         sum(passage.num_source_tokens[name] for passage in passages)

@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         self.config = config
         hidden_size = backbone.config.hidden_size
         self.project = nn.Linear(hidden_size, latent_dim)
-        if config.pooling == Pooling.queries:
+        if config.num_latents is not None:
             self.queries = nn.Parameter(torch.randn(config.num_latents, hidden_size) * 0.02)
 
     def read(self, ids: Tensor, mask: Tensor) -> EncodedSources:
@@ -73,14 +73,13 @@ class Encoder(nn.Module):
         With learned queries every source has `num_latents`, whatever `groups` says.
         """
         if self.config.pooling == Pooling.queries:
-            pooled = sources.hidden[:, -self.config.num_latents :]
+            pooled = sources.hidden[:, -len(self.queries) :]
             mask = torch.ones(pooled.shape[:2], dtype=torch.bool, device=pooled.device)
         else:
             pooled, mask = pool(sources.hidden, sources.mask, groups, self.config.pooling)
         return self.project(pooled), mask
 
     def _append_queries(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        batch, num_latents = len(embeddings), self.config.num_latents
-        queries = self.queries.to(embeddings.dtype).expand(batch, -1, -1)
-        real = mask.new_ones(batch, num_latents)
+        queries = self.queries.to(embeddings.dtype).expand(len(embeddings), -1, -1)
+        real = mask.new_ones(queries.shape[:2])
         return torch.cat([embeddings, queries], dim=1), torch.cat([mask, real], dim=1)

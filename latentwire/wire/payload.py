@@ -45,7 +45,15 @@ class Latents:
             raise UserError("latents hold values that fp16 cannot carry; the wire has diverged")
         body = self.values.numpy().astype("<f2").tobytes()
         num_latents, latent_dim = self.values.shape
-        fields = [_MAGIC, _VERSION, _DTYPES["fp16"], self.wire_id, self.ratio, num_latents, latent_dim]
+        fields = [
+            _MAGIC,
+            _VERSION,
+            _DTYPES["fp16"],
+            self.wire_id,
+            self.ratio,
+            num_latents,
+            latent_dim,
+        ]
         checksum = zlib.crc32(_HEADER.pack(*fields, 0) + body)
         return _HEADER.pack(*fields, checksum) + body
 
@@ -61,7 +69,9 @@ class Latents:
         *fields, checksum = _HEADER.unpack_from(payload)
         _, version, dtype, wire_id, ratio, num_latents, latent_dim = fields
         if version != _VERSION:
-            raise UserError(f"message version {version} is not known; this program reads {_VERSION}")
+            raise UserError(
+                f"message version {version} is not known; this program reads {_VERSION}"
+            )
         if dtype not in _DTYPES.values():
             raise UserError(f"message dtype {dtype} is not known; known are {_DTYPES}")
         body = payload[_HEADER.size :]

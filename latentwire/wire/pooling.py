@@ -17,9 +17,7 @@ def num_groups(num_tokens: Tensor, widths: Tensor) -> Tensor:
     return (num_tokens / widths).round().long().clamp(min=1)
 
 
-def pool(
-    hidden: Tensor, mask: Tensor, groups: Tensor, pooling: Pooling
-) -> tuple[Tensor, Tensor]:
+def pool(hidden: Tensor, mask: Tensor, groups: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
     """Pools each source's tokens over contiguous groups of nearly equal size.
 
     Args:

@@ -201,7 +201,9 @@ class Wire(nn.Module):
         try:
             wire.load_state_dict(load_file(directory / WEIGHTS))
         except (FileNotFoundError, RuntimeError) as error:
-            raise UserError(f"the weights of the wire in {directory} do not load: {error}") from error
+            raise UserError(
+                f"the weights of the wire in {directory} do not load: {error}"
+            ) from error
         return wire.eval().requires_grad_(False).to(device)
 
     def _adapter(self, facts: ReceiverFacts) -> Adapter:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,17 +29,18 @@ class Repository:
         outcome = subprocess.run(
             [sys.executable, "-m", "snakemake", *arguments],
             cwd=self.path,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             env={k: v for k, v in os.environ.items() if not k.startswith("SNAKEMAKE")},
         )
-        assert not check or outcome.returncode == 0, outcome.stdout + outcome.stderr
+        assert not check or outcome.returncode == 0, outcome.stdout
         return outcome
 
     def plan(self, *arguments: str) -> dict[str, int]:
         """Jobs per rule that a dry run plans."""
-        outcome = self.snakemake("--dry-run", "--quiet", "rules", *arguments)
-        lines = iter((outcome.stdout + outcome.stderr).splitlines())
+        outcome = self.snakemake(*arguments, "--dry-run", "--quiet", "rules")
+        lines = iter(outcome.stdout.splitlines())
         for line in lines:
             if line.startswith("job ") and line.endswith("count"):
                 break
@@ -64,34 +66,38 @@ class Repository:
             path.touch()
         self.snakemake("--touch", "--forceall", "--cores", "2")
 
-    def append(self, file: str, text: str = "\n# A comment.\n") -> None:
-        with (self.path / file).open("a") as target:
-            target.write(text)
+
+@pytest.fixture(scope="session")
+def copy_repository(tmp_path_factory) -> Callable[[], Repository]:
+    return lambda: Repository(tmp_path_factory.mktemp("repository"))
 
 
 @pytest.fixture(scope="session")
-def clean(tmp_path_factory) -> Repository:
-    """A fresh copy in which nothing may be changed."""
-    return Repository(tmp_path_factory.mktemp("clean"))
+def clean(copy_repository) -> Repository:
+    """A copy in which nothing has been run."""
+    return copy_repository()
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Repository:
+def finished(copy_repository) -> Repository:
     """A copy in which the default experiment is done; what a test edits, it restores."""
-    repository = Repository(tmp_path_factory.mktemp("finished"))
+    repository = copy_repository()
     repository.pretend_done()
     return repository
 
 
 @pytest.fixture
-def edited(finished):
+def edited(finished) -> Iterator[Callable[[str], None]]:
     """Edits files of the finished copy for the length of a test."""
-    before: dict[Path, bytes] = {}
+    before: dict[Path, tuple[bytes, float]] = {}
 
     def edit(file: str) -> None:
-        before[finished.path / file] = (finished.path / file).read_bytes()
-        finished.append(file)
+        path = finished.path / file
+        before[path] = (path.read_bytes(), path.stat().st_mtime)
+        with path.open("a") as target:
+            target.write("\n# A comment.\n")
 
     yield edit
-    for path, content in before.items():
+    for path, (content, modified) in before.items():
         path.write_bytes(content)
+        os.utime(path, (modified, modified))

@@ -1,10 +1,13 @@
 """Packed reading and generation against one question at a time."""
 
+import copy
+
 import pytest
 import torch
 from conftest import ANSWERS, CONTEXTS, QUESTIONS
 
 from latentwire.receivers.packing import pack_questions, pad_rows
+from latentwire.receivers.prompt import Prompt
 from latentwire.receivers.receiver import Source
 
 
@@ -99,10 +102,6 @@ def test_any_text_round_trips_uncut(receiver, text):
 
 
 def test_chat_template_wraps_the_template(llama):
-    from latentwire.receivers.prompt import Prompt
-
-    import copy
-
     chat = copy.deepcopy(llama.tokenizer)
     chat.chat_template = (
         "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"

@@ -147,7 +147,10 @@ def test_several_seeds_are_averaged_shown_and_have_no_interval(tmp_path):
 @pytest.mark.parametrize(
     ("f1", "sentence"),
     [
-        ({}, "On llama, latents keep of the text F1 95% at 4x and 95% at 8x: 0.930 and 0.930 of"),
+        (
+            {},
+            "On llama, of the text F1 of 0.980 latents keep 95% (0.930) at 4x and 95% (0.930) at",
+        ),
         ({}, "On qwen, the message is read at 4x and 8x: shuffled messages score 0.090 and 0.090"),
         ({"control_shuffled": 0.91}, "On llama, the message is not read at 4x and 8x"),
         ({"latent": 0.12}, "On llama, the message is not read at 4x and 8x"),
@@ -197,7 +200,7 @@ def test_a_missing_value_is_a_dash(tmp_path, capsys):
 
     results.layout.metrics.write_text("".join(map(blank, lines)))
     verdicts = results.headline()["verdicts"]
-    assert any("latents keep of the text F1 - at 4x" in verdict for verdict in verdicts)
+    assert any("latents keep no measurable share (0.930) at 4x" in verdict for verdict in verdicts)
     print_headline(results.layout)
     assert " - " in capsys.readouterr().out
 
@@ -207,7 +210,7 @@ def test_a_missing_or_malformed_metrics_table_is_refused(tmp_path, content):
     path = tmp_path / "metrics.csv"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(UserError, match="metrics.csv.*metrics"):
+    with pytest.raises(UserError, match=r"metrics\.csv.*metrics"):
         read_scores(path)
 
 

@@ -45,7 +45,7 @@ def v2_scores(prediction: str, answers: list[str]) -> tuple[float, float]:
 
     def words(text: str) -> list[str]:
         kept = "".join(char for char in text.lower() if char not in string.punctuation)
-        return [word for word in re.sub(r"\b(?:the|an?)\b", " ", kept, flags=re.UNICODE).split()]
+        return re.sub(r"\b(?:the|an?)\b", " ", kept, flags=re.UNICODE).split()
 
     golds = [words(answer) for answer in answers if words(answer)]
     predicted = words(prediction)

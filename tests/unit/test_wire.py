@@ -110,7 +110,7 @@ def test_unknown_ratio_receiver_and_empty_text(receiver):
     wire = make_wire(receiver)
     with pytest.raises(UserError, match=r"ratio 3 .*\[2\.0, 4\.0\]"):
         wire.encode(CONTEXTS, ratio=3)
-    with pytest.raises(UserError, match="'c'.*'a.b'"):
+    with pytest.raises(UserError, match=r"'c'.*'a\.b'"):
         wire.receive("c", wire.encode(CONTEXTS, ratio=2))
     with pytest.raises(UserError, match="empty"):
         wire.encode([""], ratio=2)

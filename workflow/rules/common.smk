@@ -175,12 +175,17 @@ def pretrained_receivers(wildcards):
     return [LAYOUT.receiver(name) / "receiver.json" for name in names]
 
 
-def data_files():
-    """The user's own files, where the data come from files."""
+def data_files(wildcards):
+    """The user's own files, where the data come from files; missing ones are told by key."""
     data = EXPERIMENT.data
     if data.source != "json":
         return []
-    return [path for path in (data.train, data.dev, data.test) if path is not None]
+    files = {f"data.{split}": getattr(data, split) for split in ("train", "dev", "test")}
+    files = {key: path for key, path in files.items() if path is not None}
+    missing = [f"{key}: {path} does not exist" for key, path in files.items() if not path.is_file()]
+    if missing:
+        raise WorkflowError("; ".join([*missing, "give the path of a file"]))
+    return list(files.values())
 
 
 def wire_runs():

@@ -1,7 +1,7 @@
 rule prepare:
     input:
         receivers=prepared_receivers(),
-        files=data_files(),
+        files=data_files,
     output:
         train=LAYOUT.split("train"),
         dev=LAYOUT.split("dev"),

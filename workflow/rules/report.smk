@@ -25,6 +25,12 @@ rule provenance:
         LAYOUT.metrics,
     output:
         LAYOUT.provenance,
+        table=report(
+            LAYOUT.table("provenance"),
+            caption="../report/provenance.rst",
+            category="Provenance",
+            labels={"what": "Commit, versions, hardware, configuration"},
+        ),
     log:
         LAYOUT.log("provenance"),
     benchmark:
@@ -47,7 +53,6 @@ rule figures:
         metrics=LAYOUT.metrics,
         statistics=LAYOUT.statistics,
         headline=LAYOUT.headline,
-        provenance=LAYOUT.provenance,
         training=[run / "metrics.jsonl" for run in wire_runs()],
     output:
         headline=report(
@@ -104,12 +109,6 @@ rule figures:
             category="Cost",
             labels={"what": "Bytes and seconds per question"},
         ),
-        provenance=report(
-            LAYOUT.table("provenance"),
-            caption="../report/provenance.rst",
-            category="Provenance",
-            labels={"what": "Commit, versions, hardware, configuration"},
-        ),
     log:
         LAYOUT.log("figures"),
     benchmark:
@@ -146,5 +145,5 @@ rule report:
     message:
         "Writing the report"
     shell:
-        "exec python -m snakemake --report {output:q} --nolock --cores 1"
-        " --configfile {params.config:q} results > {log:q} 2>&1"
+        "exec python -m snakemake results --nolock --cores 1 --configfile {params.config:q}"
+        " --report {output:q} > {log:q} 2>&1"

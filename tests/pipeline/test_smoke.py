@@ -1,0 +1,194 @@
+"""The whole workflow on the smallest experiment: every file of the contract, with its content."""
+
+import csv
+import json
+import re
+
+import pyarrow.parquet as pq
+import pytest
+
+from latentwire.configuration import load_experiment
+from latentwire.data.tables import SCHEMA as EXAMPLE_SCHEMA
+from latentwire.evaluation.predictions import SCHEMA as PREDICTION_SCHEMA
+from latentwire.layout import Layout
+
+CONFIG = "config/smoke.yaml"
+RECEIVERS = ("llama", "qwen")
+RATIOS = {4.0, 8.0, 16.0}
+METRIC_COLUMNS = (
+    "experiment task method receiver sender wire target_ratio ratio source_mode question_aware "
+    "seed metric value ci_low ci_high n n_clusters"
+)
+PREDICTION_COLUMNS = (
+    "example_id passage_id prediction em f1 nll first_token_correct source_tokens prompt_tokens "
+    "soft_tokens source_bytes payload_bytes wire sender target_ratio ratio source_mode "
+    "question_aware"
+)
+METRICS = (
+    "em f1 relative_f1 nll first_token_accuracy ratio source_tokens prompt_tokens payload_bytes "
+    "encode_seconds answer_seconds"
+)
+
+
+@pytest.fixture(scope="module")
+def smoke(copy_repository):
+    repository = copy_repository()
+    repository.snakemake("--cores", "2", "--configfile", CONFIG)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def layout(smoke):
+    return Layout("smoke", smoke.path / "results")
+
+
+@pytest.fixture(scope="module")
+def metrics(layout):
+    with layout.metrics.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_second_run_has_nothing_to_do(smoke):
+    outcome = smoke.snakemake("--cores", "2", "--configfile", CONFIG)
+    assert "Nothing to be done" in outcome.stdout
+
+
+def test_every_declared_file_is_there_and_no_state_is_left(smoke, layout):
+    outputs = smoke.outputs("--configfile", CONFIG)
+    assert len(outputs) > 30
+    assert [path for path in outputs if not path.stat().st_size] == []
+    assert not list(layout.state("any").parent.glob("*"))
+
+
+def test_the_configuration_beside_the_results_is_the_whole_one(smoke, layout):
+    assert load_experiment(layout.config) == load_experiment(smoke.path / CONFIG)
+
+
+def test_tables_of_questions_keep_their_contract(layout):
+    passages = {}
+    for split in ("train", "dev", "test"):
+        table = pq.read_table(layout.split(split))
+        assert table.schema.names == EXAMPLE_SCHEMA.names
+        assert table.schema.names == ("example_id passage_id context question answers task".split())
+        passages[split] = set(table["passage_id"].to_pylist())
+        assert passages[split]
+    assert not passages["train"] & passages["test"]
+    assert not passages["dev"] & passages["test"]
+    assert layout.data_card.with_suffix(".md").read_text().startswith("#")
+
+
+@pytest.mark.parametrize("receiver", RECEIVERS)
+@pytest.mark.parametrize(
+    ("method", "has_ratio", "has_wire"),
+    [
+        ("text", False, False),
+        ("closed_book", False, False),
+        ("truncate_head", True, False),
+        ("latent", True, True),
+        ("control_shuffled", True, True),
+    ],
+)
+def test_predictions_keep_their_contract(layout, receiver, method, has_ratio, has_wire):
+    wire = ("shared", 1) if has_wire else ("none", 0)
+    table = pq.read_table(layout.predictions(method, receiver, *wire))
+    assert table.schema.equals(PREDICTION_SCHEMA)
+    assert set(PREDICTION_COLUMNS.split()) <= set(table.schema.names)
+    rows = table.to_pylist()
+    ratios = RATIOS if has_ratio else {None}
+    assert {row["target_ratio"] for row in rows} == ratios
+    test_ids = pq.read_table(layout.split("test"))["example_id"].to_pylist()
+    for ratio in ratios:
+        ids = [row["example_id"] for row in rows if row["target_ratio"] == ratio]
+        assert sorted(ids) == sorted(test_ids)
+    assert all((row["soft_tokens"] > 0) == has_wire for row in rows)
+    assert all((row["payload_bytes"] > 0) == (method != "closed_book") for row in rows)
+
+
+@pytest.mark.parametrize("receiver", RECEIVERS)
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_every_receiver_reaches_every_target_ratio(metrics, receiver, ratio):
+    (measured,) = {
+        float(row["ratio"])
+        for row in metrics
+        if (row["method"], row["receiver"], row["task"]) == ("latent", receiver, "all")
+        and float(row["target_ratio"]) == ratio
+    }
+    # Widths are chosen on training passages; so few of them predict the test split roughly.
+    assert measured >= 0.95 * ratio
+
+
+def test_a_wire_folder_holds_the_wire_its_card_and_its_log(layout):
+    folder = layout.wire("shared", 1)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["model.safetensors", "config.json", "README.md", "metrics.jsonl"]
+    )
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
+    for row in rows:
+        assert {"examples", "loss", "learning_rate", "gradient_norm"} <= set(row)
+        assert list(row)[-2:] == ["seconds", "tokens_per_second"]
+
+
+@pytest.mark.parametrize("receiver", RECEIVERS)
+def test_a_receiver_folder_holds_the_model_and_its_description(layout, receiver):
+    description = read(layout.receiver(receiver) / "receiver.json")
+    assert description["embedding_rms"] > 0
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (layout.receiver(receiver) / name).is_file()
+
+
+def test_metrics_keep_their_contract(metrics):
+    assert list(metrics[0]) == METRIC_COLUMNS.split()
+    assert {row["metric"] for row in metrics} == set(METRICS.split())
+    assert {row["receiver"] for row in metrics} == set(RECEIVERS)
+    tasks = {row["task"] for row in metrics}
+    assert {"all", "pocket_unseen_names"} < tasks
+
+
+def test_statistics_are_complete_and_written_twice(layout):
+    statistics = read(layout.statistics)
+    assert statistics == read(layout.statistical_report)
+    assert len(statistics["comparisons"]) == 3 * len(RECEIVERS) * len(RATIOS)
+    for comparison in statistics["comparisons"]:
+        assert {"difference", "ci_low", "p_value", "p_value_corrected", "effect_size"} <= set(
+            comparison
+        )
+    assert len(statistics["non_inferiority"]) == len(RECEIVERS) * len(RATIOS)
+
+
+def test_headline_and_provenance_are_written(layout):
+    results = read(layout.headline)
+    assert len(results["headline"]) == len(RECEIVERS) * (2 + 3 * len(RATIOS))
+    assert results["verdicts"]
+    provenance = read(layout.provenance)
+    assert set(provenance) >= {"commit", "dirty", "packages", "hardware", "threads"}
+
+
+def test_every_stage_leaves_a_log_and_a_benchmark(layout):
+    logs = {path.stem for path in (layout.root / "logs").iterdir()}
+    benchmarks = {path.stem for path in (layout.root / "benchmarks").iterdir()}
+    assert logs == benchmarks
+    assert {"prepare", "train_wire-shared-seed1", "evaluate_text-llama", "report"} <= logs
+    assert [stage for stage in logs if not layout.log(stage).stat().st_size] == []
+
+
+def test_the_report_holds_every_part_and_loads_nothing(layout):
+    report = layout.report.read_text()
+    for part in (
+        "Overview",
+        "Quality",
+        "Compression",
+        "Controls",
+        "Statistics",
+        "Training",
+        "Cost",
+        "Provenance",
+        "F1 against compression ratio",
+    ):
+        assert part in report
+    assert not re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=.?https?:", report)
+    assert not re.findall(r"<link[^>]*\shref=.?https?:", report)
