@@ -86,9 +86,10 @@ RELATIONS: tuple[Relation, ...] = (
         ("{name} works as a {value}.", "By trade {name} is a {value}."),
         ("What is the job of {name}?", "What does {name} do for a living?"),
         tuple(
-            "baker carpenter doctor teacher lawyer painter sailor farmer tailor butcher pilot "
-            "nurse plumber barber writer singer dancer judge miner potter printer jeweller fisher hunter "
-            "gardener porter waiter banker chemist driver builder soldier".split()
+            "baker carpenter doctor teacher lawyer painter sailor farmer tailor "
+            "butcher pilot nurse plumber barber writer singer dancer judge miner "
+            "potter printer jeweller fisher hunter gardener porter waiter banker "
+            "chemist driver builder soldier".split()
         ),
     ),
     Relation(
@@ -127,14 +128,14 @@ RELATIONS: tuple[Relation, ...] = (
 )
 
 _OPENINGS = (
-    "Ba Be Bo Bri Ca Ce Co Cla Da De Do Dre Fa Fe Fi Flo Ga Ge Go Gri Ha He Hi Hu Ja Je Jo Ju Ka "
-    "Ke Ki Kra La Le Li Lo Ma Me Mi Mu Na Ne Ni No Pa Pe Pi Pro Ra Re Ri Ro Sa Se Si Sto Ta Te Ti Tru "
-    "Va Ve Vi Wa Wi Ya Yo Za Ze Zo"
+    "Ba Be Bo Bri Ca Ce Co Cla Da De Do Dre Fa Fe Fi Flo Ga Ge Go Gri Ha He Hi Hu "
+    "Ja Je Jo Ju Ka Ke Ki Kra La Le Li Lo Ma Me Mi Mu Na Ne Ni No Pa Pe Pi Pro Ra "
+    "Re Ri Ro Sa Se Si Sto Ta Te Ti Tru Va Ve Vi Wa Wi Ya Yo Za Ze Zo"
 )
 _CLOSINGS = (
-    "bel ben bin dan del dor fan fin gan gil gor kas kel kim lan len lia lor man mer mir mon nar "
-    "nel nia nor pas pel ran ren ria ric rod san sel sia son tan tel tha tin tor van vel vin vor wen wyn "
-    "zan zel"
+    "bel ben bin dan del dor fan fin gan gil gor kas kel kim lan len lia lor man "
+    "mer mir mon nar nel nia nor pas pel ran ren ria ric rod san sel sia son tan "
+    "tel tha tin tor van vel vin vor wen wyn zan zel"
 )
 
 

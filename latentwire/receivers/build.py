@@ -106,7 +106,7 @@ def _resolve_commit(repo_id: str, revision: str) -> str:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
             f"cannot reach {repo_id} at revision {revision!r} on the hub: {error}\nOnline, check "
-            f"the names, and for gated models accept the licence and run `hf auth login`; offline, run "
-            f"`hf download {repo_id} --revision {revision}` beforehand, or use `source: path`"
+            f"the names, and for gated models accept the licence and run `hf auth login`; offline, "
+            f"run `hf download {repo_id} --revision {revision}` beforehand, or use `source: path`"
         ) from error
     return Path(folder).name

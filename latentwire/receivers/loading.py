@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -42,8 +43,9 @@ def load_receiver(experiment: Experiment, layout: Layout, name: str) -> Receiver
     model = open_model(**model_location(directory), dtype=getattr(torch, settings.dtype))
     tokenizer = load_tokenizer(directory)
     prompt = Prompt(tokenizer, experiment.prompt.template, experiment.prompt.anchor_text)
-    model.to(device=torch.device(experiment.device))
-    return Receiver(name, model, tokenizer, prompt)
+    receiver = Receiver(name, model, tokenizer, prompt)
+    nn.Module.to(model, device=torch.device(experiment.device))
+    return receiver
 
 
 def latent_reader(experiment: Experiment, receiver: Receiver) -> Receiver:

@@ -69,6 +69,12 @@ def test_faults_of_a_config_are_told_at_once_and_by_key(clean):
         assert fault in outcome.stdout
 
 
+def test_methods_without_a_wire_need_no_evaluation_of_one(clean):
+    methods = "evaluation={methods: [text, closed_book]}"
+    plan = clean.plan("metrics", "--config", methods, "statistics={family: []}")
+    assert plan == {"receiver": 2, "prepare": 1, "evaluate_text": 2, "metrics": 1}
+
+
 def test_the_report_can_be_asked_for_by_name(clean):
     assert clean.plan("report", "--cores", "1")["report"] == 1
     assert "all" not in clean.plan("report", "--cores", "1")

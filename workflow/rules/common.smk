@@ -89,8 +89,8 @@ STAGES = {
         "latentwire.statistics.comparisons",
         ["evaluation.methods", "statistics"],
     ),
-    "headline": ("latentwire.reporting.headline", ["receivers", "wire.target_ratios"]),
-    "figures": ("latentwire.reporting.figures", ["receivers"]),
+    "headline": ("latentwire.reporting.headline", ["seeds"]),
+    "figures": ("latentwire.reporting.figures", ["seeds"]),
     "provenance": ("latentwire.reporting.provenance", list(SETTINGS)),
 }
 

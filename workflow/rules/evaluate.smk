@@ -24,29 +24,31 @@ rule evaluate_text:
         " --receiver {wildcards.receiver:q}"
 
 
-rule evaluate_wire:
-    input:
-        receivers=prepared_receivers(),
-        test=LAYOUT.split("test"),
-        weights=LAYOUT.wire("{wire}", "{seed}") / "model.safetensors",
-        config=LAYOUT.wire("{wire}", "{seed}") / "config.json",
-    output:
-        wire_predictions("{wire}", "{seed}"),
-    log:
-        LAYOUT.log("evaluate_wire-{wire}-seed{seed}"),
-    benchmark:
-        LAYOUT.benchmark("evaluate_wire-{wire}-seed{seed}")
-    conda:
-        "../../environment.yml"
-    threads: EXPERIMENT.threads
-    resources:
-        gpu=NUM_GPUS,
-    params:
-        config=CONFIG,
-        settings=settings("evaluate_wire"),
-        code=code("evaluate_wire"),
-    message:
-        "Asking every receiver through the wire {wildcards.wire}, seed {wildcards.seed}"
-    shell:
-        "exec python -m latentwire evaluate-wire --config {params.config:q}"
-        " --wire {wildcards.wire:q} --seed {wildcards.seed:q}"
+if WIRE_METHODS:
+
+    rule evaluate_wire:
+        input:
+            receivers=prepared_receivers(),
+            test=LAYOUT.split("test"),
+            weights=LAYOUT.wire("{wire}", "{seed}") / "model.safetensors",
+            config=LAYOUT.wire("{wire}", "{seed}") / "config.json",
+        output:
+            wire_predictions("{wire}", "{seed}"),
+        log:
+            LAYOUT.log("evaluate_wire-{wire}-seed{seed}"),
+        benchmark:
+            LAYOUT.benchmark("evaluate_wire-{wire}-seed{seed}")
+        conda:
+            "../../environment.yml"
+        threads: EXPERIMENT.threads
+        resources:
+            gpu=NUM_GPUS,
+        params:
+            config=CONFIG,
+            settings=settings("evaluate_wire"),
+            code=code("evaluate_wire"),
+        message:
+            "Asking every receiver through the wire {wildcards.wire}, seed {wildcards.seed}"
+        shell:
+            "exec python -m latentwire evaluate-wire --config {params.config:q}"
+            " --wire {wildcards.wire:q} --seed {wildcards.seed:q}"
