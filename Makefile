@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lock clean
+.PHONY: help demo test lint format lock clean
 
 PYTHON ?= python3
 CORES ?= 2
@@ -27,6 +27,11 @@ lint: $(INSTALLED) ## Check style, types and workflow
 	$(IN_VENV) mypy
 	$(IN_VENV) snakefmt --check Snakefile workflow
 	$(IN_VENV) snakemake --lint
+
+format: $(INSTALLED) ## Let the formatters decide about style
+	$(IN_VENV) ruff check --fix
+	$(IN_VENV) ruff format
+	$(IN_VENV) snakefmt Snakefile workflow
 
 # torch asks by itself for the CUDA packages of its build, and for none in a build for the CPU.
 lock: $(INSTALLED) ## Pin what pyproject.toml asks for; known pins stay, delete a line to renew it

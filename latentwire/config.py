@@ -164,9 +164,9 @@ class Pretraining(Section):
         16, description="Full-length passages in a step; shorter ones are proportionally more."
     )
     matrix_learning_rate: float = Field(4e-3, gt=0, description="Muon, for the weight matrices.")
-    other_learning_rate: float = Field(3e-3, gt=0, description="AdamW, for everything else.")
+    other_learning_rate: float = Field(1e-3, gt=0, description="AdamW, for everything else.")
     warmup_steps: Positive = Field(50, description="Linear warm-up.")
-    passage_loss_weight: float = Field(
+    text_loss_weight: float = Field(
         0.1, ge=0, description="Weight of passage and question tokens; answer tokens weigh 1."
     )
 

@@ -70,9 +70,8 @@ def _llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
             hidden_size=160,
             intermediate_size=432,
             num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=64,
+            num_attention_heads=4,
+            num_key_value_heads=4,
             **_common(tokenizer),
         )
     )
@@ -81,11 +80,11 @@ def _llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 def _qwen(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     return Qwen2ForCausalLM(
         Qwen2Config(
-            hidden_size=128,
+            hidden_size=144,
             intermediate_size=384,
             num_hidden_layers=5,
-            num_attention_heads=2,
-            num_key_value_heads=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
             **_common(tokenizer),
         )
     )
@@ -95,7 +94,7 @@ def _common(tokenizer: PreTrainedTokenizerFast) -> dict:
     return {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": True,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -204,23 +203,26 @@ class PretrainingTask:
     def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
         passages = draw_passages(self._settings, step)
         ids, mask, packed = self._batch(passages)
+        tokens = torch.cat([ids, packed.ids], dim=1)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.module.model(
-                input_ids=torch.cat([ids, packed.ids], dim=1),
+                input_ids=tokens,
                 attention_mask=packed_attention_mask(mask, packed),
                 position_ids=packed_positions(mask, packed),
                 use_cache=False,
             ).last_hidden_state
-            num_prefix = ids.shape[1]
-            columns = num_prefix + packed.target_columns
+            columns = ids.shape[1] + packed.target_columns
             answer_logits = self.module.lm_head(hidden[packed.target_rows, columns])
-            passage_logits = self.module.lm_head(hidden[:, : num_prefix - 1][mask[:, 1:]])
+            rest = _predicts_text(mask, packed)
+            rest_logits = self.module.lm_head(hidden[:, :-1][rest])
         answers = F.cross_entropy(answer_logits.float(), packed.target_ids)
-        passage = F.cross_entropy(passage_logits.float(), ids[:, 1:][mask[:, 1:]])
-        loss = answers + self._settings.passage_loss_weight * passage
+        text = F.cross_entropy(rest_logits.float(), tokens[:, 1:][rest])
+        # A mean over all tokens, in which those that are not answers weigh less.
+        weight = self._settings.text_loss_weight * len(rest_logits) / len(answer_logits)
+        loss = (answers + weight * text) / (1 + weight)
         return (
-            {"loss": loss, "answer_cross_entropy": answers, "passage_cross_entropy": passage},
-            {"examples": len(passages), "tokens": int(mask.sum() + (packed.segments >= 0).sum())},
+            {"loss": loss, "answer_cross_entropy": answers, "text_cross_entropy": text},
+            {"examples": len(passages), "tokens": len(rest_logits) + len(answer_logits)},
         )
 
     def dev(self) -> dict[str, float]:
@@ -236,6 +238,20 @@ class PretrainingTask:
         sources = prompt.source_ids([passage.context for passage in passages])
         ids, mask = pad_rows([[*prompt.head_ids, *source] for source in sources], self._pad_id)
         return ids, mask, pack_questions(rows, self._pad_id)
+
+
+def _predicts_text(mask: Tensor, packed: PackedQuestions) -> Tensor:
+    """`[B, P + Q - 1]`, true where the next token belongs to passage or question.
+
+    The names in questions are what teaches a small model to look names up; without a loss on them
+    it stays at guessing among the people who fit the question for thousands of steps.
+    """
+    segments = torch.cat([torch.where(mask, -2, -1), packed.segments], dim=1)
+    predicts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != -1)
+    # The last target of an answer may stand in the last column, which predicts nothing here.
+    is_answer = torch.zeros_like(segments, dtype=torch.bool)
+    is_answer[packed.target_rows, mask.shape[1] + packed.target_columns] = True
+    return predicts & ~is_answer[:, :-1]
 
 
 def draw_passages(settings: Pretraining, step: int) -> list[Passage]:
