@@ -86,6 +86,10 @@ def _run(arguments: list[str], handlers: contextlib.ExitStack) -> None:
     from latentwire.configuration import load_experiment
 
     verb = VERBS[options.verb]
+    if getattr(options, "write", False):
+        # The files follow from the models alone, and those that are there may be out of step.
+        _write_config_files()
+        return
     experiment = load_experiment(options.config, _parse_overrides(rest, verb))
     layout = Layout(experiment.experiment, options.results)
     _complete(options, experiment)
@@ -334,14 +338,16 @@ def _show(experiment: "Experiment", layout: Layout, options: argparse.Namespace)
 
 
 def _config(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
-    from latentwire.config_files import write_config_files
     from latentwire.configuration import dump_yaml
 
-    if options.write:
-        for path in write_config_files():
-            logger.info("wrote %s", path)
-    else:
-        print(dump_yaml(experiment), end="")
+    print(dump_yaml(experiment), end="")
+
+
+def _write_config_files() -> None:
+    from latentwire.config_files import write_config_files
+
+    for path in write_config_files():
+        logger.info("wrote %s", path)
 
 
 _WIRE = ("--wire", "name of the wire (default: the experiment's)")
