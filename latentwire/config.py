@@ -159,15 +159,23 @@ class Pretraining(Section):
     """The recipe that makes the pocket receivers (receivers with source: pretrain)."""
 
     seed: int = Field(1, description="Seed of weights and corpus, disjoint from the data's.")
-    steps: Positive = Field(5000, description="Optimiser steps.")
+    steps: Positive = Field(3000, description="Optimiser steps.")
     passages_per_step: Positive = Field(
-        16, description="Full-length passages in a step; shorter ones are proportionally more."
+        8, description="Full-length passages in a step; shorter ones are proportionally more."
     )
     matrix_learning_rate: float = Field(4e-3, gt=0, description="Muon, for the weight matrices.")
     other_learning_rate: float = Field(1e-3, gt=0, description="AdamW, for everything else.")
     warmup_steps: Positive = Field(50, description="Linear warm-up.")
     text_loss_weight: float = Field(
         0.1, ge=0, description="Weight of passage and question tokens; answer tokens weigh 1."
+    )
+    owner_loss_weight: float = Field(
+        0.2, ge=0, description="Weight of naming the person at every value and every anchor."
+    )
+    first_names: Positive = Field(8, description="Names in use at the start.")
+    names_grow_after_steps: int = Field(500, ge=0, description="Steps with these names only.")
+    names_double_every_steps: Positive = Field(
+        60, description="Steps in which the names in use double from then on, until all are."
     )
 
 

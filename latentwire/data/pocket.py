@@ -11,7 +11,7 @@ happens on names that nobody has seen.
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -144,12 +144,9 @@ def is_held_out_name(name: str) -> bool:
     return zlib.crc32(name.encode()) % 1000 < 1000 * HELD_OUT_NAME_SHARE
 
 
-_NAMES = {
-    held_out: [
-        name for name in _compose(_OPENINGS, _CLOSINGS) if is_held_out_name(name) == held_out
-    ]
-    for held_out in (False, True)
-}
+_ALL_NAMES = _compose(_OPENINGS, _CLOSINGS)
+NAMES = tuple(name for name in _ALL_NAMES if not is_held_out_name(name))
+HELD_OUT_NAMES = tuple(name for name in _ALL_NAMES if is_held_out_name(name))
 
 
 def make_passage(
@@ -157,7 +154,7 @@ def make_passage(
     num_people: int,
     num_facts: int,
     num_relations: int = len(RELATIONS),
-    unseen_names: bool = False,
+    names: Sequence[str] = NAMES,
 ) -> Passage:
     """Draws one passage.
 
@@ -168,7 +165,7 @@ def make_passage(
             `num_people * num_relations`.
         num_relations: how many of the relations may occur. The fewer, the more an answer hangs on
             the name.
-        unseen_names: draw names that no training passage contains.
+        names: whom the people may be called.
 
     Raises:
         ValueError: if the counts cannot be met.
@@ -178,7 +175,7 @@ def make_passage(
             f"{num_people} people and {num_relations} relations make {num_people} to "
             f"{num_people * num_relations} facts, not {num_facts}"
         )
-    people = rng.sample(_NAMES[unseen_names], num_people)
+    people = rng.sample(names, num_people)
     pairs = list(product(people, rng.sample(RELATIONS, num_relations)))
     rng.shuffle(pairs)
     # One fact for each person first, so that nobody is only a name.
@@ -220,8 +217,8 @@ def mixed_passages(seed: str) -> Iterator[Passage]:
         yield make_passage(rng, *draw_shape(rng))
 
 
-def full_length_passages(seed: str, unseen_names: bool = False) -> Iterator[Passage]:
+def full_length_passages(seed: str, names: Sequence[str] = NAMES) -> Iterator[Passage]:
     """An endless stream of passages of 4 people and 14 facts, a pure function of the seed."""
     rng = random.Random(seed)
     while True:
-        yield make_passage(rng, MAX_PEOPLE, FULL_LENGTH_FACTS, unseen_names=unseen_names)
+        yield make_passage(rng, MAX_PEOPLE, FULL_LENGTH_FACTS, names=names)

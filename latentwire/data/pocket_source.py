@@ -5,7 +5,7 @@ from itertools import islice
 
 from latentwire.config import PocketData
 from latentwire.data.corpus import Article, Corpus
-from latentwire.data.pocket import Passage, full_length_passages, mixed_passages
+from latentwire.data.pocket import HELD_OUT_NAMES, Passage, full_length_passages, mixed_passages
 from latentwire.data.tables import Example
 
 TASK = "pocket"
@@ -24,7 +24,7 @@ def read_pocket(settings: PocketData) -> Corpus:
         full_length_passages(f"{settings.seed}/test"), settings.test_passages - num_unseen
     )
     unseen = islice(
-        full_length_passages(f"{settings.seed}/test_unseen_names", unseen_names=True), num_unseen
+        full_length_passages(f"{settings.seed}/test_unseen_names", HELD_OUT_NAMES), num_unseen
     )
     return Corpus(
         name="pocket: procedural questions about invented people",

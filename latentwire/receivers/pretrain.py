@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -29,8 +29,12 @@ from transformers import (
 from latentwire.config import Experiment, Pretraining
 from latentwire.data.pocket import (
     FULL_LENGTH_FACTS,
+    HELD_OUT_NAMES,
+    MAX_PEOPLE,
+    NAMES,
     Passage,
     draw_shape,
+    full_length_passages,
     make_passage,
     mixed_passages,
 )
@@ -50,6 +54,8 @@ from latentwire.training.loop import Schedule, fit
 from latentwire.training.state import StateDirectory
 
 _TOKENIZER_PASSAGES = 4000
+_DEV_PASSAGES = 32
+_PROBED_LAYER = 2
 
 logger = logging.getLogger(__name__)
 
@@ -189,44 +195,89 @@ def _document(passage: Passage, experiment: Experiment) -> str:
 
 
 class PretrainingTask:
-    """Answers to all questions of a passage, and the passage itself, as next-token prediction."""
+    """Answers to all questions of a passage, and its text, as next-token prediction.
+
+    Two aids make a small model look a value up by the name of its owner; without them it stays at
+    guessing among the people whom a question fits for thousands of steps. A linear probe after the
+    second layer must name the person at every value and at every anchor, and the names in use are
+    few at first.
+    """
 
     def __init__(
         self, experiment: Experiment, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
     ) -> None:
-        self.module = model.train()
+        self._model = model.train()
+        self._owner = nn.Linear(model.config.hidden_size, len(tokenizer), bias=False)
+        self.module = nn.ModuleDict({"model": model, "owner": self._owner})
         self._settings = experiment.pretraining
         prompt = experiment.prompt
         self._prompt = Prompt(tokenizer, prompt.template, prompt.anchor_text)
-        self._pad_id = tokenizer.pad_token_id
+        self._tokenizer, self._pad_id = tokenizer, tokenizer.pad_token_id
+        self._full_stop = tokenizer.encode("x.", add_special_tokens=False)[-1]
 
     def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
         passages = draw_passages(self._settings, step)
         ids, mask, packed = self._batch(passages)
-        tokens = torch.cat([ids, packed.ids], dim=1)
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = self.module.model(
-                input_ids=tokens,
-                attention_mask=packed_attention_mask(mask, packed),
-                position_ids=packed_positions(mask, packed),
-                use_cache=False,
-            ).last_hidden_state
-            columns = ids.shape[1] + packed.target_columns
-            answer_logits = self.module.lm_head(hidden[packed.target_rows, columns])
+            layers = self._read(ids, mask, packed)
+            answer_logits = self._answer_logits(layers[-1], ids, packed)
             rest = _predicts_text(mask, packed)
-            rest_logits = self.module.lm_head(hidden[:, :-1][rest])
+            rest_logits = self._model.lm_head(layers[-1][:, :-1][rest])
+            owner = self._owner_loss(layers[_PROBED_LAYER], ids, packed, passages)
         answers = F.cross_entropy(answer_logits.float(), packed.target_ids)
+        tokens = torch.cat([ids, packed.ids], dim=1)
         text = F.cross_entropy(rest_logits.float(), tokens[:, 1:][rest])
         # A mean over all tokens, in which those that are not answers weigh less.
         weight = self._settings.text_loss_weight * len(rest_logits) / len(answer_logits)
-        loss = (answers + weight * text) / (1 + weight)
-        return (
-            {"loss": loss, "answer_cross_entropy": answers, "text_cross_entropy": text},
-            {"examples": len(passages), "tokens": len(rest_logits) + len(answer_logits)},
-        )
+        loss = (answers + weight * text) / (1 + weight) + self._settings.owner_loss_weight * owner
+        losses = {"answer_cross_entropy": answers, "text_cross_entropy": text, "owner_loss": owner}
+        num_tokens = len(rest_logits) + len(answer_logits)
+        return {"loss": loss, **losses}, {"examples": len(passages), "tokens": num_tokens}
 
+    @torch.no_grad()
     def dev(self) -> dict[str, float]:
-        return {}
+        """Teacher-forced exact match on full-length passages, with names seen and never seen."""
+        return {
+            f"dev/{kind}/exact_match": self._exact_match(names)
+            for kind, names in (("seen_names", NAMES), ("unseen_names", HELD_OUT_NAMES))
+        }
+
+    def _exact_match(self, names: Sequence[str]) -> float:
+        stream = full_length_passages(f"pretraining/{self._settings.seed}/dev", names)
+        ids, mask, packed = self._batch(list(itertools.islice(stream, _DEV_PASSAGES)))
+        logits = self._answer_logits(self._read(ids, mask, packed)[-1], ids, packed)
+        right = (logits.argmax(-1) == packed.target_ids).float()
+        answers = torch.ones(int(packed.target_answers.max()) + 1)
+        return answers.scatter_reduce(0, packed.target_answers, right, "amin").mean().item()
+
+    def _read(self, ids: Tensor, mask: Tensor, packed: PackedQuestions) -> tuple[Tensor, ...]:
+        """Hidden states `[B, P + Q, D]` of the embeddings and of every layer, the last normed."""
+        return self._model.model(
+            input_ids=torch.cat([ids, packed.ids], dim=1),
+            attention_mask=packed_attention_mask(mask, packed),
+            position_ids=packed_positions(mask, packed),
+            use_cache=False,
+            output_hidden_states=True,
+        ).hidden_states
+
+    def _answer_logits(self, hidden: Tensor, ids: Tensor, packed: PackedQuestions) -> Tensor:
+        columns = ids.shape[1] + packed.target_columns
+        return self._model.lm_head(hidden[packed.target_rows, columns])
+
+    def _owner_loss(
+        self, hidden: Tensor, ids: Tensor, packed: PackedQuestions, passages: Sequence[Passage]
+    ) -> Tensor:
+        """Cross-entropy of the last token of the owner's name, at values and at anchors."""
+        names = [" " + fact.person for passage in passages for fact in passage.facts]
+        encoded = self._tokenizer(names, add_special_tokens=False)["input_ids"]
+        owners = torch.tensor([name[-1] for name in encoded])
+        # A statement ends with its value and a full stop.
+        rows, stops = (ids == self._full_stop).nonzero(as_tuple=True)
+        first = packed.starts_answer
+        anchors = hidden[packed.target_rows[first], ids.shape[1] + packed.target_columns[first]]
+        states = torch.cat([hidden[rows, stops - 1], anchors]).float()
+        logits = self._owner(F.rms_norm(states, states.shape[-1:]))
+        return F.cross_entropy(logits.float(), torch.cat([owners, owners]))
 
     def _batch(self, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, PackedQuestions]:
         prompt = self._prompt
@@ -240,23 +291,27 @@ class PretrainingTask:
         return ids, mask, pack_questions(rows, self._pad_id)
 
 
-def _predicts_text(mask: Tensor, packed: PackedQuestions) -> Tensor:
-    """`[B, P + Q - 1]`, true where the next token belongs to passage or question.
-
-    The names in questions are what teaches a small model to look names up; without a loss on them
-    it stays at guessing among the people who fit the question for thousands of steps.
-    """
-    segments = torch.cat([torch.where(mask, -2, -1), packed.segments], dim=1)
-    predicts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != -1)
-    # The last target of an answer may stand in the last column, which predicts nothing here.
-    is_answer = torch.zeros_like(segments, dtype=torch.bool)
-    is_answer[packed.target_rows, mask.shape[1] + packed.target_columns] = True
-    return predicts & ~is_answer[:, :-1]
-
-
 def draw_passages(settings: Pretraining, step: int) -> list[Passage]:
     """The passages of a step, all of one shape; a pure function of seed and step."""
     rng = random.Random(f"pretraining/{settings.seed}/{step}")
+    names = names_in_use(settings, step)
     num_people, num_facts, num_relations = draw_shape(rng)
     count = round(settings.passages_per_step * FULL_LENGTH_FACTS / num_facts)
-    return [make_passage(rng, num_people, num_facts, num_relations) for _ in range(count)]
+    return [make_passage(rng, num_people, num_facts, num_relations, names) for _ in range(count)]
+
+
+def names_in_use(settings: Pretraining, step: int) -> list[str]:
+    """A few names at first; they double until all training names are in use."""
+    growing = max(0, step - settings.names_grow_after_steps)
+    doublings = min(growing / settings.names_double_every_steps, 64)
+    names = random.Random(f"names/{settings.seed}").sample(NAMES, len(NAMES))
+    return names[: max(MAX_PEOPLE, int(settings.first_names * 2**doublings))]
+
+
+def _predicts_text(mask: Tensor, packed: PackedQuestions) -> Tensor:
+    """`[B, P + Q - 1]`, true where the next token belongs to passage or question."""
+    segments = torch.cat([torch.where(mask, -2, -1), packed.segments], dim=1)
+    predicts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != -1)
+    is_answer = torch.zeros_like(segments, dtype=torch.bool)
+    is_answer[packed.target_rows, mask.shape[1] + packed.target_columns] = True
+    return predicts & ~is_answer[:, :-1]

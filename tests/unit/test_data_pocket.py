@@ -10,6 +10,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from latentwire.config import PocketData
 from latentwire.data.pocket import (
+    HELD_OUT_NAMES,
     RELATIONS,
     full_length_passages,
     is_held_out_name,
@@ -89,7 +90,7 @@ def test_sizes_and_ids(corpus):
 
 
 def test_half_of_the_test_passages_have_names_that_no_other_split_has(corpus):
-    passages = islice(full_length_passages("names", unseen_names=True), 3000)
+    passages = islice(full_length_passages("names", HELD_OUT_NAMES), 3000)
     held_out = {person for passage in passages for person in passage.people}
     assert all(is_held_out_name(name) for name in held_out)
 
@@ -118,7 +119,7 @@ def test_streams_are_pinned():
     streams = [
         mixed_passages("a"),
         full_length_passages("a"),
-        full_length_passages("a", unseen_names=True),
+        full_length_passages("a", HELD_OUT_NAMES),
     ]
     text = "\n".join(
         " ".join([passage.context, *(fact.question for fact in passage.facts)])
