@@ -11,6 +11,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from latentwire.config import Experiment
 from latentwire.errors import UserError
@@ -20,6 +21,9 @@ from latentwire.receivers.prompt import Prompt
 from latentwire.receivers.receiver import Receiver
 
 DESCRIPTION = "receiver.json"
+
+# The loading of weights is no work worth a bar of its own in a stage's log.
+disable_progress_bar()
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

@@ -142,7 +142,7 @@ def pretrain_receiver(experiment: Experiment, layout: Layout, name: str) -> None
         "prompt": experiment.prompt.model_dump(mode="json"),
         "threads": experiment.threads,
         "code": code_fingerprint("latentwire.receivers.pretrain"),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
     state = StateDirectory(layout.state(f"receiver-{name}"), identity)
     logger.info("pretraining %s: %d parameters", name, model.num_parameters())

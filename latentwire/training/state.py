@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import logging
 import random
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ class StateDirectory:
 
     path: Path
     identity: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        # Plain values only: the state must load without running any type of a library's own.
+        self.identity = json.loads(json.dumps(self.identity))
 
     def save(self, state: dict[str, Any]) -> None:
         """Writes the slot that does not hold the newest state.

@@ -230,5 +230,5 @@ def _identity(experiment: Experiment, layout: Layout, seed: int) -> dict[str, An
         "seed": seed,
         "settings": settings,
         "code": code_fingerprint("latentwire.training.wire"),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }

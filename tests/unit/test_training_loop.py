@@ -46,7 +46,9 @@ class Toy:
 
 
 def run(path, task, **identity):
-    metrics = fit(task, SCHEDULE, StateDirectory(path, {"seed": 1, **identity}))
+    # A version of torch is a type of its own, which a safe load would refuse.
+    identity = {"seed": 1, "torch": torch.__version__, **identity}
+    metrics = fit(task, SCHEDULE, StateDirectory(path, identity))
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     for row in rows:
         del row["seconds"], row["tokens_per_second"]
@@ -79,7 +81,10 @@ def test_term_loses_no_step_and_leaves_the_handlers(tmp_path):
         run(tmp_path / "run", Toy(4, terminate))
     assert stop.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
-    assert StateDirectory(tmp_path / "run", {"seed": 1}).load()["step"] == 5
+    assert (
+        StateDirectory(tmp_path / "run", {"seed": 1, "torch": torch.__version__}).load()["step"]
+        == 5
+    )
 
 
 def test_one_damaged_slot_falls_back_and_two_are_refused(tmp_path, caplog):
@@ -87,7 +92,7 @@ def test_one_damaged_slot_falls_back_and_two_are_refused(tmp_path, caplog):
         run(tmp_path / "run", Toy(6, crash))
     newest = max((tmp_path / "run").glob("slot*.pt"), key=lambda path: path.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[:100])
-    state = StateDirectory(tmp_path / "run", {"seed": 1})
+    state = StateDirectory(tmp_path / "run", {"seed": 1, "torch": torch.__version__})
     assert state.load()["step"] == 5
     assert "damaged" in caplog.text
     for slot in (tmp_path / "run").glob("slot*.pt"):
@@ -101,7 +106,10 @@ def test_state_of_another_run_is_refused_and_kept(tmp_path):
         run(tmp_path / "run", Toy(6, crash))
     with pytest.raises(UserError, match="rate: saved None, now 2"):
         run(tmp_path / "run", Toy(), rate=2)
-    assert StateDirectory(tmp_path / "run", {"seed": 1}).load()["step"] == 6
+    assert (
+        StateDirectory(tmp_path / "run", {"seed": 1, "torch": torch.__version__}).load()["step"]
+        == 6
+    )
 
 
 def test_learning_rate_schedule():
