@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import ANSWERS, CONTEXTS, QUESTIONS
+from samples import ANSWERS, CONTEXTS, QUESTIONS
 
 from latentwire.receivers.packing import pack_questions, pad_rows
 from latentwire.receivers.prompt import Prompt

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CONTEXTS
+from samples import CONTEXTS
 from transformers import AutoModel
 
 from latentwire.config import Adapter, Encoder, Pooling

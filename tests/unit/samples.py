@@ -1,6 +1,5 @@
-"""Untrained pocket receivers for tests of numerics."""
+"""An untrained pocket receiver, and a few questions for it."""
 
-import pytest
 import torch
 
 from latentwire.config import Experiment
@@ -19,21 +18,6 @@ CONTEXTS = [
     "Ceca arrived in 1950.",
     "Dado works as a baker. The colour of Dado is red. Über 🙂.",
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session", params=["llama", "qwen"])
-def receiver(request) -> Receiver:
-    return make_receiver(request.param)
-
-
-@pytest.fixture(scope="session")
-def llama() -> Receiver:
-    return make_receiver("llama")
 
 
 def make_receiver(name: str) -> Receiver:
