@@ -1,0 +1,87 @@
+"""Wire training: what it changes, and what it leaves alone."""
+
+import pytest
+import torch
+from samples import make_receiver
+
+from latentwire.config import Experiment, PocketData, Receiver, Training, Wire
+from latentwire.data.pocket_source import read_pocket
+from latentwire.data.tables import write_examples
+from latentwire.files import write_json
+from latentwire.layout import Layout
+from latentwire.receivers.loading import load_receiver
+from latentwire.receivers.pretrain import save_receiver
+from latentwire.training.loop import Schedule, fit
+from latentwire.training.state import StateDirectory
+from latentwire.training.wire import WireTask, make_wire
+
+
+@pytest.fixture
+def task(tmp_path):
+    experiment = Experiment(
+        experiment="tiny",
+        data=PocketData(train_passages=40, dev_passages=2, test_passages=2),
+        receivers=[
+            Receiver(name="llama", source="bundled"),
+            Receiver(name="qwen", source="bundled"),
+        ],
+        wire=Wire(latent_dim=16),
+        training=Training(steps=4, passages_per_step=4),
+    )
+    layout = Layout("tiny", tmp_path)
+    for receiver in experiment.receivers:
+        made = make_receiver(receiver.name)
+        save_receiver(made.model, made.tokenizer, layout.receiver(receiver.name))
+        write_json(
+            layout.receiver(receiver.name) / "receiver.json", {"model": ".", "revision": None}
+        )
+    for split in ("train", "dev"):
+        write_examples(layout.split(split), examples(split))
+    receivers = [load_receiver(experiment, layout, r.name) for r in experiment.receivers]
+    return WireTask(experiment, layout, make_wire(experiment, layout, receivers), receivers, 1)
+
+
+def examples(split):
+    corpus = read_pocket(PocketData(train_passages=40, dev_passages=2, test_passages=2))
+    return [example for article in getattr(corpus, split) for example in article]
+
+
+def test_receivers_stay_bit_identical_while_the_wire_learns(task, tmp_path):
+    receivers = task._receivers
+    before = [
+        {name: value.clone() for name, value in r.model.state_dict().items()} for r in receivers
+    ]
+    wire_before = {name: value.clone() for name, value in task.module.state_dict().items()}
+    schedule = Schedule(
+        num_steps=4, warmup_steps=1, matrix_learning_rate=1e-2, other_learning_rate=1e-2
+    )
+    fit(task, schedule, StateDirectory(tmp_path / "state", {}))
+    for receiver, weights in zip(receivers, before, strict=True):
+        assert all(
+            torch.equal(value, weights[name]) for name, value in receiver.model.state_dict().items()
+        )
+        assert all(parameter.grad is None for parameter in receiver.model.parameters())
+    after = task.module.state_dict()
+    assert not torch.equal(after["encoder.project.weight"], wire_before["encoder.project.weight"])
+
+
+def test_an_adapter_that_was_not_drawn_gets_no_gradient(task):
+    losses, counts = task.losses(0)
+    losses["loss"].backward()
+    gradients = [adapter.up.weight.grad for adapter in task.module.adapters]
+    assert sum(gradient is None for gradient in gradients) == 1
+    assert counts["examples"] > 0
+
+
+def test_losses_are_a_pure_function_of_the_step(task):
+    first = task.losses(2)[0]["loss"]
+    task.losses(0)
+    assert torch.equal(task.losses(2)[0]["loss"], first)
+
+
+def test_every_receiver_reaches_the_target_ratio(task):
+    for ratio, width in task.module.widths.items():
+        for receiver in task._receivers:
+            tokens = sum(p.num_source_tokens[receiver.name] for p in task._passages)
+            latents = sum(max(1, round(len(p.encoder_ids) / width)) for p in task._passages)
+            assert tokens / latents >= ratio * 0.98
