@@ -70,6 +70,7 @@ class Verb:
         help: one line.
         options: the verb's own options and their help.
         uses_torch: whether to set torch's threads first.
+        uses_device: whether models run on the experiment's device, which must then be there.
         writes: whether it writes below the experiment's folder, and so keeps a log there.
     """
 

@@ -300,6 +300,10 @@ class Method(StrEnum):
     control_shuffled = "control_shuffled"
 
 
+TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head)
+"""Methods that need no wire."""
+
+
 class Evaluation(Section):
     """What is measured on the test split, which is read only here."""
 

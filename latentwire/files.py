@@ -40,11 +40,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         ) from error
 
 
+def copy_file(source: Path, target: Path) -> None:
+    with whole_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def copy_files(source: Path, target: Path) -> None:
     """Copies the files of a folder, each whole."""
     for path in sorted(source.iterdir()):
-        with whole_file(target / path.name) as temporary:
-            shutil.copyfile(path, temporary)
+        copy_file(path, target / path.name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,16 +6,13 @@ Shapes: B sources of a batch, N questions of the batch.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 
 from latentwire.data.tables import Example
-from latentwire.receivers.packing import PackedQuestions
+from latentwire.receivers.packing import PackedQuestions, lay_out
 from latentwire.receivers.receiver import Receiver, Source
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,16 @@ def answer(
     examples = [example for group in groups for example in group]
     questions = receiver.prompt.question_ids([example.question for example in examples])
     started = time.perf_counter()
-    rows = _group(questions, groups)
+    rows = lay_out(questions, groups)
     texts = receiver.decode(receiver.generate(source, rows, max_new_tokens))
     seconds = (time.perf_counter() - started) / len(examples)
     references = [example.answers or [no_answer_text] for example in examples]
-    gold = receiver.prompt.answer_ids([answers[0] for answers in references])
-    packed = receiver.pack(_group(list(zip(questions, gold, strict=True)), groups))
+    reference_ids = lay_out(
+        receiver.prompt.answer_ids([reference for own in references for reference in own]),
+        references,
+    )
+    gold = [ids[0] for ids in reference_ids]
+    packed = receiver.pack(lay_out(zip(questions, gold, strict=True), groups))
     logits = receiver.answer_logits(source, packed)
     first_tokens = logits[packed.starts_answer].argmax(-1).tolist()
     num_head = len(receiver.prompt.head_ids)
@@ -65,25 +66,19 @@ def answer(
         Answer(
             text,
             nll,
-            first in {ids[0] for ids in receiver.prompt.answer_ids(answers)},
+            first in {answer_ids[0] for answer_ids in own},
             num_head + len(question),
             seconds,
         )
-        for text, nll, first, answers, question in zip(
+        for text, nll, first, own, question in zip(
             texts,
             _mean_nll(logits, packed, len(examples)),
             first_tokens,
-            references,
+            reference_ids,
             questions,
             strict=True,
         )
     ]
-
-
-def _group(values: Sequence[T], groups: Sequence[Sequence[Example]]) -> list[list[T]]:
-    """Lays flat values out as the groups are."""
-    flat = iter(values)
-    return [[next(flat) for _ in group] for group in groups]
 
 
 def _mean_nll(logits: torch.Tensor, packed: PackedQuestions, num_answers: int) -> list[float]:

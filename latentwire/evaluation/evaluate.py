@@ -4,12 +4,12 @@ This is the only place that reads the test split.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 
-from latentwire.config import Experiment, Method
+from latentwire.config import TEXT_METHODS, Experiment, Method
 from latentwire.data.tables import Example, group_by_passage, read_examples, source_text
 from latentwire.errors import UserError
 from latentwire.evaluation.answering import Answer, answer
@@ -17,9 +17,8 @@ from latentwire.evaluation.methods import (
     Sent,
     derangement,
     encode_payloads,
-    send_head,
+    head_ids,
     send_latents,
-    send_nothing,
     send_text,
 )
 from latentwire.evaluation.predictions import Prediction, write_predictions
@@ -30,7 +29,6 @@ from latentwire.receivers.receiver import Receiver
 from latentwire.training.passages import group_sources
 from latentwire.wire.wire import Wire
 
-WIRE_METHODS = (Method.latent, Method.control_shuffled)
 Groups = Sequence[Sequence[Example]]
 Sender = Callable[[Sequence[int]], Sent]
 
@@ -47,23 +45,33 @@ def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) ->
     groups = group_by_passage(read_examples(layout.split("test")))
     contexts = [group[0].context for group in groups]
     ids = receiver.prompt.source_ids(contexts)
-
-    senders: dict[Method, list[tuple[float | None, Sender]]] = {
-        Method.text: [(None, partial(_send_text, receiver, ids, contexts))],
-        Method.closed_book: [(None, partial(_send_nothing, receiver))],
-        Method.truncate_head: [
-            (ratio, partial(_send_head, receiver, ids, ratio))
-            for ratio in experiment.wire.target_ratios
-        ],
-    }
-    for method, budgets in senders.items():
-        if method not in experiment.evaluation.methods:
+    for method in experiment.evaluation.methods:
+        if method not in TEXT_METHODS:
             continue
         rows: list[Prediction] = []
-        for ratio, send in budgets:
-            rows += _predict(experiment, receiver, groups, contexts, send, ratio=ratio)
+        for ratio, kept, texts in _texts(method, receiver, ids, contexts, experiment):
+            send = partial(send_text, receiver, kept, texts)
+            rows += _predict(experiment, receiver, groups, contexts, ids, send, ratio=ratio)
         write_predictions(layout.predictions(method, receiver_name), rows)
         _report(method, receiver_name, rows)
+
+
+def _texts(
+    method: Method,
+    receiver: Receiver,
+    ids: list[list[int]],
+    contexts: list[str],
+    experiment: Experiment,
+) -> Iterator[tuple[float | None, list[list[int]], list[str]]]:
+    """What a method leaves of each source: target ratio, token ids and text."""
+    if method == Method.text:
+        yield None, ids, contexts
+    elif method == Method.closed_book:
+        yield None, [[] for _ in ids], [""] * len(ids)
+    else:
+        for ratio in experiment.wire.target_ratios:
+            kept = head_ids(ids, ratio)
+            yield ratio, kept, receiver.tokenizer.batch_decode(kept)
 
 
 def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: int) -> None:
@@ -82,8 +90,9 @@ def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: 
     for settings in experiment.receivers:
         receiver = latent_reader(experiment, load_receiver(experiment, layout, settings.name))
         _check_anchor(wire, receiver)
-        for method in WIRE_METHODS:
-            if method not in experiment.evaluation.methods:
+        ids = receiver.prompt.source_ids(sources)
+        for method in experiment.evaluation.methods:
+            if method in TEXT_METHODS:
                 continue
             source_of = strangers if method == Method.control_shuffled else range(len(groups))
             rows: list[Prediction] = []
@@ -94,7 +103,8 @@ def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: 
                     receiver,
                     groups,
                     sources,
-                    partial(_send_messages, wire, receiver.name, sent),
+                    ids,
+                    partial(send_latents, wire, receiver.name, sent),
                     ratio=ratio,
                     wire=wire_name,
                     encode_seconds=seconds[ratio],
@@ -103,40 +113,19 @@ def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: 
             _report(method, receiver.name, rows)
 
 
-def _send_text(
-    receiver: Receiver, ids: Sequence[list[int]], texts: Sequence[str], indices: Sequence[int]
-) -> Sent:
-    return send_text(receiver, [ids[i] for i in indices], [texts[i] for i in indices])
-
-
-def _send_nothing(receiver: Receiver, indices: Sequence[int]) -> Sent:
-    return send_nothing(receiver, len(indices))
-
-
-def _send_head(
-    receiver: Receiver, ids: Sequence[list[int]], ratio: float, indices: Sequence[int]
-) -> Sent:
-    return send_head(receiver, [ids[i] for i in indices], ratio)
-
-
-def _send_messages(
-    wire: Wire, receiver: str, payloads: Sequence[bytes], indices: Sequence[int]
-) -> Sent:
-    return send_latents(wire, receiver, [payloads[i] for i in indices])
-
-
 def _predict(
     experiment: Experiment,
     receiver: Receiver,
     groups: Groups,
     sources: Sequence[str],
+    source_ids: Sequence[list[int]],
     send: Sender,
     ratio: float | None,
     wire: str = NO_WIRE,
     encode_seconds: float = 0.0,
 ) -> list[Prediction]:
     """Answers the questions of all sources with one method, batched by length."""
-    source_tokens = [len(ids) for ids in receiver.prompt.source_ids(list(sources))]
+    source_tokens = [len(ids) for ids in source_ids]
     order = sorted(range(len(groups)), key=lambda index: source_tokens[index])
     batch_size = experiment.evaluation.batch_passages
     rows: list[list[Prediction]] = [[] for _ in groups]

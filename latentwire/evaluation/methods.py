@@ -27,37 +27,38 @@ class Sent:
     is_latent: bool
 
 
-def send_text(receiver: Receiver, source_ids: Sequence[list[int]], sources: list[str]) -> Sent:
-    """The whole source as text."""
+def send_text(
+    receiver: Receiver,
+    source_ids: Sequence[list[int]],
+    texts: Sequence[str],
+    indices: Sequence[int],
+) -> Sent:
+    """Text, whole, cut or empty, for the sources of these indices."""
+    ids = [source_ids[index] for index in indices]
     return Sent(
-        receiver.text_source(source_ids),
-        [len(ids) for ids in source_ids],
-        [len(source.encode()) for source in sources],
+        receiver.text_source(ids),
+        [len(own) for own in ids],
+        [len(texts[index].encode()) for index in indices],
         is_latent=False,
     )
 
 
-def send_nothing(receiver: Receiver, num_sources: int) -> Sent:
-    """Closed book: the question alone."""
-    empty: list[list[int]] = [[] for _ in range(num_sources)]
-    return Sent(receiver.text_source(empty), [0] * num_sources, [0] * num_sources, is_latent=False)
-
-
-def send_head(receiver: Receiver, source_ids: Sequence[list[int]], ratio: float) -> Sent:
-    """The first tokens of the source, as many as the ratio allows and at least one."""
-    kept = [ids[: max(1, int(len(ids) / ratio))] for ids in source_ids]
-    return send_text(receiver, kept, receiver.tokenizer.batch_decode(kept))
-
-
-def send_latents(wire: Wire, receiver: str, payloads: Sequence[bytes]) -> Sent:
-    """Messages, read from their byte form."""
-    messages = [Latents.from_bytes(payload) for payload in payloads]
+def send_latents(
+    wire: Wire, receiver: str, payloads: Sequence[bytes], indices: Sequence[int]
+) -> Sent:
+    """Messages, read from their byte form, for the sources of these indices."""
+    messages = [Latents.from_bytes(payloads[index]) for index in indices]
     return Sent(
         wire.receive(receiver, messages),
         [len(message.values) for message in messages],
-        [len(payload) for payload in payloads],
+        [len(payloads[index]) for index in indices],
         is_latent=True,
     )
+
+
+def head_ids(source_ids: Sequence[list[int]], ratio: float) -> list[list[int]]:
+    """The first tokens of each source, as many as the ratio allows and at least one."""
+    return [ids[: max(1, int(len(ids) / ratio))] for ids in source_ids]
 
 
 def encode_payloads(

@@ -8,11 +8,15 @@ question stood alone. The outcome is therefore the same as for one question per 
 cost of reading the source once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,20 @@ def pack_questions(
     return PackedQuestions(ids, segments, offsets, *torch.tensor(targets).T.contiguous())
 
 
+def lay_out(values: Iterable[T], groups: Iterable[Collection[object]]) -> list[list[T]]:
+    """Puts flat values, for example questions tokenised in one call, into rows as long as groups.
+
+    Raises:
+        ValueError: if the values are more or fewer than the groups hold.
+    """
+    flat = list(values)
+    sizes = [len(group) for group in groups]
+    if sum(sizes) != len(flat):
+        raise ValueError(f"{len(flat)} values for groups of {sum(sizes)}")
+    rest = iter(flat)
+    return [list(islice(rest, size)) for size in sizes]
+
+
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Right-pads token ids; returns ids `[B, S]` and the mask of real tokens `[B, S]`."""
     width = max((len(row) for row in rows), default=0)
@@ -95,12 +113,16 @@ def packed_positions(prefix_mask: Tensor, packed: PackedQuestions) -> Tensor:
     return torch.cat([prefix, prefix_mask.sum(1, keepdim=True) + packed.offsets], dim=1)
 
 
+def packed_segments(prefix_mask: Tensor, packed: PackedQuestions) -> Tensor:
+    """Segments `[B, P + Q]`: -2 in the prefix, the question's number behind it, -1 where padded."""
+    return torch.cat([torch.where(prefix_mask, -2, -1), packed.segments], dim=1)
+
+
 def packed_attention_mask(prefix_mask: Tensor, packed: PackedQuestions) -> Tensor:
     """Boolean mask `[B, 1, P + Q, P + Q]`, true where a position may look."""
-    _, num_prefix = prefix_mask.shape
-    length = num_prefix + packed.ids.shape[1]
-    # The prefix counts as segment -2, which every question may see; padding sees only itself.
-    segments = torch.cat([torch.where(prefix_mask, -2, -1), packed.segments], dim=1)
+    # Every question may see the prefix, segment -2; padding sees only itself.
+    segments = packed_segments(prefix_mask, packed)
+    length = segments.shape[1]
     queries, keys = segments[:, :, None], segments[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     visible = (keys == -2) | ((keys == queries) & (keys >= 0))

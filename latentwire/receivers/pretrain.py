@@ -7,23 +7,24 @@ vocabulary, tokenizer and special tokens.
 import itertools
 import logging
 import random
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from latentwire.config import Experiment, Pretraining
@@ -39,18 +40,20 @@ from latentwire.data.pocket import (
     mixed_passages,
 )
 from latentwire.errors import UserError
-from latentwire.files import copy_files, whole_file
+from latentwire.files import copy_file, copy_files
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout
 from latentwire.receivers.packing import (
     PackedQuestions,
+    lay_out,
     pack_questions,
     packed_attention_mask,
     packed_positions,
+    packed_segments,
     pad_rows,
 )
 from latentwire.receivers.prompt import Prompt
-from latentwire.training.loop import Schedule, fit
+from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.state import StateDirectory
 
 _TOKENIZER_PASSAGES = 4000
@@ -67,51 +70,50 @@ class Recipe:
     vocabulary: int
     special_tokens: dict[str, str]
     splits_digits: bool
-    build: Callable[[PreTrainedTokenizerFast], PreTrainedModel]
+    config: Callable[..., PreTrainedConfig]
+    sizes: dict[str, Any]
 
-
-def _llama(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=160,
-            intermediate_size=432,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            **_common(tokenizer),
+    def build(self, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+        """A model with random weights."""
+        config = self.config(
+            **self.sizes,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )
-
-
-def _qwen(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            hidden_size=144,
-            intermediate_size=384,
-            num_hidden_layers=5,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            **_common(tokenizer),
-        )
-    )
-
-
-def _common(tokenizer: PreTrainedTokenizerFast) -> dict:
-    return {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+        return AutoModelForCausalLM.from_config(config)
 
 
 RECIPES = {
     "llama": Recipe(
-        1152, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}, False, _llama
+        vocabulary=1152,
+        special_tokens={"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+        splits_digits=False,
+        config=LlamaConfig,
+        sizes={
+            "hidden_size": 160,
+            "intermediate_size": 432,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+        },
     ),
-    "qwen": Recipe(1280, {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, True, _qwen),
+    "qwen": Recipe(
+        vocabulary=1280,
+        special_tokens={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        splits_digits=True,
+        config=Qwen2Config,
+        sizes={
+            "hidden_size": 144,
+            "intermediate_size": 384,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+    ),
 }
 
 
@@ -148,8 +150,7 @@ def pretrain_receiver(experiment: Experiment, layout: Layout, name: str) -> None
     logger.info("pretraining %s: %d parameters", name, model.num_parameters())
     metrics = fit(task, schedule, state)
     directory = layout.receiver(name)
-    with whole_file(directory / "metrics.jsonl") as temporary:
-        shutil.copyfile(metrics, temporary)
+    copy_file(metrics, directory / METRICS)
     save_receiver(model.bfloat16(), tokenizer, directory)
     state.remove()
 
@@ -284,8 +285,8 @@ class PretrainingTask:
         facts = [fact for passage in passages for fact in passage.facts]
         questions = prompt.question_ids([fact.question for fact in facts])
         answers = prompt.answer_ids([fact.value for fact in facts])
-        pairs = iter(zip(questions, answers, strict=True))
-        rows = [[next(pairs) for _ in passage.facts] for passage in passages]
+        pairs = zip(questions, answers, strict=True)
+        rows = lay_out(pairs, [passage.facts for passage in passages])
         sources = prompt.source_ids([passage.context for passage in passages])
         ids, mask = pad_rows([[*prompt.head_ids, *source] for source in sources], self._pad_id)
         return ids, mask, pack_questions(rows, self._pad_id)
@@ -304,13 +305,17 @@ def names_in_use(settings: Pretraining, step: int) -> list[str]:
     """A few names at first; they double until all training names are in use."""
     growing = max(0, step - settings.names_grow_after_steps)
     doublings = min(growing / settings.names_double_every_steps, 64)
-    names = random.Random(f"names/{settings.seed}").sample(NAMES, len(NAMES))
-    return names[: max(MAX_PEOPLE, int(settings.first_names * 2**doublings))]
+    return _names(settings.seed)[: max(MAX_PEOPLE, int(settings.first_names * 2**doublings))]
+
+
+@cache
+def _names(seed: int) -> list[str]:
+    return random.Random(f"names/{seed}").sample(NAMES, len(NAMES))
 
 
 def _predicts_text(mask: Tensor, packed: PackedQuestions) -> Tensor:
     """`[B, P + Q - 1]`, true where the next token belongs to passage or question."""
-    segments = torch.cat([torch.where(mask, -2, -1), packed.segments], dim=1)
+    segments = packed_segments(mask, packed)
     predicts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != -1)
     is_answer = torch.zeros_like(segments, dtype=torch.bool)
     is_answer[packed.target_rows, mask.shape[1] + packed.target_columns] = True

@@ -18,6 +18,7 @@ from latentwire.receivers.packing import (
     pack_questions,
     packed_attention_mask,
     packed_positions,
+    packed_segments,
     pad_rows,
 )
 from latentwire.receivers.prompt import Prompt
@@ -126,7 +127,7 @@ class Receiver:
         # and what carries its own question's number.
         batch, width = len(mask), int(numbers.max()) + 1
         grid = torch.arange(width, device=self.device).expand(batch, width)
-        seen = torch.cat([torch.where(mask, -2, -1), packed.segments], dim=1)
+        seen = packed_segments(mask, packed)
         grid_positions = mask.sum(1, keepdim=True).repeat(1, width)
         grid_positions[rows, numbers] += positions
         answers: list[list[int]] = [[] for _ in range(len(rows))]

@@ -7,13 +7,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from latentwire.config import Experiment, Method
+from latentwire.config import TEXT_METHODS, Experiment, Method
 from latentwire.errors import UserError
 from latentwire.evaluation.predictions import read_predictions
 from latentwire.layout import NO_WIRE, Layout
 from latentwire.statistics.clusters import Floats
 
-TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head)
 WITHOUT_RATIO = (Method.text, Method.closed_book)
 SCORES = ("em", "f1", "nll", "first_token_correct")
 COUNTS = ("source_tokens", "prompt_tokens", "soft_tokens", "payload_bytes")

@@ -15,7 +15,7 @@ from latentwire.training.optimisers import learning_rate_factor, make_optimisers
 from latentwire.training.progress import MetricsLog, Progress
 from latentwire.training.state import StateDirectory
 
-STATE_METRICS = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
         schedule.weight_decay,
     )
     first_step, examples, offset = _resume(task, optimisers, state)
-    metrics = MetricsLog(state.path / STATE_METRICS, offset)
+    metrics = MetricsLog(state.path / METRICS, offset)
     progress = Progress(first_step, schedule.num_steps)
     trainable = [parameter for _, parameter in parameters]
     last_save, logged_tokens, logged_at = time.monotonic(), 0, 0.0
@@ -123,7 +123,7 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
                 logger.warning("stopped by %s after step %d; the state is saved", stop.signal, done)
                 raise Interrupted(128 + stop.signal)
     metrics.close()
-    return state.path / STATE_METRICS
+    return state.path / METRICS
 
 
 def _resume(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latentwire.data.tables import Example, group_by_passage, source_text
+from latentwire.receivers.packing import lay_out
 from latentwire.receivers.receiver import Receiver
 from latentwire.wire.wire import Wire
 
@@ -89,5 +90,4 @@ def _question_groups(
     answers = receiver.prompt.answer_ids(
         [example.answers[0] if example.answers else no_answer_text for example in flat]
     )
-    pairs = iter(zip(questions, answers, strict=True))
-    return [[next(pairs) for _ in group] for group in groups]
+    return lay_out(zip(questions, answers, strict=True), groups)

@@ -2,7 +2,6 @@
 
 import logging
 import random
-import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import AutoModel
 
 from latentwire.config import Experiment
 from latentwire.data.tables import read_examples
-from latentwire.files import whole_file
+from latentwire.files import copy_file, write_text
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout, Split
 from latentwire.receivers.loading import (
@@ -25,13 +24,12 @@ from latentwire.receivers.loading import (
 from latentwire.receivers.receiver import Receiver
 from latentwire.training.batches import BatchOrder
 from latentwire.training.card import wire_card
-from latentwire.training.loop import Schedule, fit
+from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import answer_loss
 from latentwire.training.passages import TokenisedPassage, choose, tokenise_passages
 from latentwire.training.state import StateDirectory
 from latentwire.wire.wire import ReceiverFacts, Wire
 
-METRICS = "metrics.jsonl"
 # Keeps the ratio on unseen passages at or above the target in spite of rounding.
 _WIDTH_MARGIN = 1.005
 _DEV_PASSAGES_AT_ONCE = 32
@@ -63,10 +61,8 @@ def train_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: int
     )
     metrics = fit(task, schedule, state)
     directory = layout.wire(wire_name, seed)
-    with whole_file(directory / METRICS) as temporary:
-        shutil.copyfile(metrics, temporary)
-    with whole_file(directory / "README.md") as temporary:
-        temporary.write_text(wire_card(experiment, wire, seed, num_steps), encoding="utf-8")
+    copy_file(metrics, directory / METRICS)
+    write_text(directory / "README.md", wire_card(experiment, wire, seed, num_steps))
     wire.save_pretrained(directory)
     state.remove()
 

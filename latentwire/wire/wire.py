@@ -6,6 +6,7 @@ Shapes: B sources, S tokens, M latents of the longest message, L latent_dim, D e
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedToken
 
 from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
-from latentwire.files import read_json, whole_file, write_json
+from latentwire.files import read_json, whole_file, write_json, write_text
 from latentwire.receivers.loading import open_tokenizer
 from latentwire.receivers.packing import pad_rows
 from latentwire.receivers.receiver import Source
@@ -77,9 +78,9 @@ class Wire(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.project.weight.device
 
-    @property
+    @cached_property
     def wire_id(self) -> bytes:
-        """16 bytes that name the wire: a digest of its weights."""
+        """16 bytes that name the wire: a digest of its weights, taken when first asked for."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
@@ -134,9 +135,8 @@ class Wire(nn.Module):
     def messages(self, sources: EncodedSources, ratio: float) -> list[Latents]:
         """Messages of sources that were read already."""
         values, mask = self.latents(sources, [ratio] * len(sources.mask))
-        wire_id = self.wire_id
         return [
-            Latents.quantise(row[: int(length)], ratio, wire_id)
+            Latents.quantise(row[: int(length)], ratio, self.wire_id)
             for row, length in zip(values, mask.sum(1), strict=True)
         ]
 
@@ -151,24 +151,21 @@ class Wire(nn.Module):
 
     def save_pretrained(self, directory: Path) -> None:
         """Writes weights, configuration and tokenizer; the weights last."""
-        tokenizer_files = self.tokenizer.backend_tokenizer.to_str()
         description = {
             "wire": self.config.model_dump(mode="json"),
             "backbone": self.encoder.backbone.config.to_dict(),
-            "special_tokens": {
-                name: token
-                for name, token in self.tokenizer.special_tokens_map.items()
-                if isinstance(token, str)
-            },
             "widths": {f"{ratio:g}": width for ratio, width in self.widths.items()},
             "receivers": {name: asdict(facts) for name, facts in self.receivers.items()},
         }
-        directory.mkdir(parents=True, exist_ok=True)
-        with whole_file(directory / "tokenizer.json") as temporary:
-            temporary.write_text(tokenizer_files, encoding="utf-8")
+        special_tokens = {
+            name: token
+            for name, token in self.tokenizer.special_tokens_map.items()
+            if isinstance(token, str)
+        }
+        write_text(directory / "tokenizer.json", self.tokenizer.backend_tokenizer.to_str())
         write_json(
             directory / "tokenizer_config.json",
-            {"tokenizer_class": "PreTrainedTokenizerFast", **description["special_tokens"]},
+            {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens},
         )
         write_json(directory / CONFIG, description)
         with whole_file(directory / WEIGHTS) as temporary:

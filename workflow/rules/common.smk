@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from latentwire.config import Method, ReceiverSource
+from latentwire.config import TEXT_METHODS, ReceiverSource
 from latentwire.configuration import dump_yaml, validate
 from latentwire.errors import UserError
 from latentwire.files import write_text
@@ -30,12 +30,9 @@ CONFIG = str(LAYOUT.config)
 # Saving more often changes when a training is saved, not what it makes.
 SETTINGS = EXPERIMENT.model_dump(mode="json", exclude={"training": {"checkpoint_interval_seconds"}})
 RECEIVERS = [receiver.name for receiver in EXPERIMENT.receivers]
-TEXT_METHODS = [
-    method
-    for method in (Method.text, Method.closed_book, Method.truncate_head)
-    if method in EXPERIMENT.evaluation.methods
-]
-WIRE_METHODS = [method for method in EXPERIMENT.evaluation.methods if method not in TEXT_METHODS]
+METHODS = EXPERIMENT.evaluation.methods
+USED_TEXT_METHODS = [method for method in METHODS if method in TEXT_METHODS]
+WIRE_METHODS = [method for method in METHODS if method not in TEXT_METHODS]
 NUM_GPUS = 1 if EXPERIMENT.device == "cuda" else 0
 FIGURES = ["quality", "tasks", "ratio", "controls", "training", "cost"]
 
@@ -194,7 +191,7 @@ def wire_runs():
 
 
 def text_predictions(receiver):
-    return [LAYOUT.predictions(method, receiver) for method in TEXT_METHODS]
+    return [LAYOUT.predictions(method, receiver) for method in USED_TEXT_METHODS]
 
 
 def wire_predictions(wire, seed):
