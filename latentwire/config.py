@@ -172,10 +172,13 @@ class Pretraining(Section):
     owner_loss_weight: float = Field(
         0.2, ge=0, description="Weight of naming the person at every value and every anchor."
     )
+    lookup_loss_weight: float = Field(
+        0.3, ge=0, description="Weight of one head's attention from an answer to its value."
+    )
     first_names: Positive = Field(8, description="Names in use at the start.")
-    names_grow_after_steps: int = Field(500, ge=0, description="Steps with these names only.")
+    names_grow_after_steps: int = Field(200, ge=0, description="Steps with these names only.")
     names_double_every_steps: Positive = Field(
-        60, description="Steps in which the names in use double from then on, until all are."
+        50, description="Steps in which the names in use double from then on, until all are."
     )
 
 
@@ -279,7 +282,7 @@ class Training(Section):
         20, description="A line of metrics.jsonl every so many steps."
     )
     dev_every_steps: Positive = Field(
-        500, description="Dev loss every so many steps; the best state on dev is kept."
+        500, description="Measures on dev every so many steps, and at the end."
     )
     checkpoint_interval_seconds: float = Field(
         300, gt=0, description="Seconds between saves of the training state."

@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from latentwire.config import Experiment, Pretraining
 from latentwire.data.pocket import (
@@ -54,11 +55,13 @@ from latentwire.receivers.packing import (
 )
 from latentwire.receivers.prompt import Prompt
 from latentwire.training.loop import METRICS, Schedule, fit
+from latentwire.training.objective import answer_token_index
 from latentwire.training.state import StateDirectory
 
 _TOKENIZER_PASSAGES = 4000
 _DEV_PASSAGES = 32
-_PROBED_LAYER = 2
+_AIDED_LAYER = 2
+_NOWHERE = -100
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +110,11 @@ RECIPES = {
         splits_digits=True,
         config=Qwen2Config,
         sizes={
-            "hidden_size": 144,
-            "intermediate_size": 384,
-            "num_hidden_layers": 5,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 6,
         },
     ),
 }
@@ -198,10 +201,11 @@ def _document(passage: Passage, experiment: Experiment) -> str:
 class PretrainingTask:
     """Answers to all questions of a passage, and its text, as next-token prediction.
 
-    Two aids make a small model look a value up by the name of its owner; without them it stays at
-    guessing among the people whom a question fits for thousands of steps. A linear probe after the
-    second layer must name the person at every value and at every anchor, and the names in use are
-    few at first.
+    Three aids together make a small model look a value up by the name of its owner; without them
+    it guesses among the people whom a question fits, for thousands of steps. The names in use are
+    few at first. A linear probe after the second layer must name the owner, at every value and
+    wherever an answer token is predicted. From there a head of the third layer is told where to
+    look: at that token in the passage (supervised attention, arXiv 1609.04186).
     """
 
     def __init__(
@@ -217,21 +221,28 @@ class PretrainingTask:
         self._full_stop = tokenizer.encode("x.", add_special_tokens=False)[-1]
 
     def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-        passages = draw_passages(self._settings, step)
+        settings = self._settings
+        passages = draw_passages(settings, step)
         ids, mask, packed = self._batch(passages)
+        columns = self._value_columns(ids, packed)
         with torch.autocast("cpu", torch.bfloat16):
             layers = self._read(ids, mask, packed)
             answer_logits = self._answer_logits(layers[-1], ids, packed)
             rest = _predicts_text(mask, packed)
             rest_logits = self._model.lm_head(layers[-1][:, :-1][rest])
-            owner = self._owner_loss(layers[_PROBED_LAYER], ids, packed, passages)
-        answers = F.cross_entropy(answer_logits.float(), packed.target_ids)
+            attention = self._attention_logits(layers[_AIDED_LAYER], mask, packed)
         tokens = torch.cat([ids, packed.ids], dim=1)
-        text = F.cross_entropy(rest_logits.float(), tokens[:, 1:][rest])
+        losses = {
+            "answer_loss": F.cross_entropy(answer_logits.float(), packed.target_ids),
+            "text_loss": F.cross_entropy(rest_logits.float(), tokens[:, 1:][rest]),
+            "owner_loss": self._owner_loss(layers[_AIDED_LAYER], columns, packed, passages),
+            "lookup_loss": F.cross_entropy(attention, columns, ignore_index=_NOWHERE),
+        }
         # A mean over all tokens, in which those that are not answers weigh less.
-        weight = self._settings.text_loss_weight * len(rest_logits) / len(answer_logits)
-        loss = (answers + weight * text) / (1 + weight) + self._settings.owner_loss_weight * owner
-        losses = {"answer_cross_entropy": answers, "text_cross_entropy": text, "owner_loss": owner}
+        weight = settings.text_loss_weight * len(rest_logits) / len(answer_logits)
+        loss = (losses["answer_loss"] + weight * losses["text_loss"]) / (1 + weight)
+        loss = loss + settings.owner_loss_weight * losses["owner_loss"]
+        loss = loss + settings.lookup_loss_weight * losses["lookup_loss"]
         num_tokens = len(rest_logits) + len(answer_logits)
         return {"loss": loss, **losses}, {"examples": len(passages), "tokens": num_tokens}
 
@@ -266,19 +277,50 @@ class PretrainingTask:
         return self._model.lm_head(hidden[packed.target_rows, columns])
 
     def _owner_loss(
-        self, hidden: Tensor, ids: Tensor, packed: PackedQuestions, passages: Sequence[Passage]
+        self, hidden: Tensor, columns: Tensor, packed: PackedQuestions, passages: Sequence[Passage]
     ) -> Tensor:
-        """Cross-entropy of the last token of the owner's name, at values and at anchors."""
+        """Cross-entropy of the last token of the owner's name, at values' ends and at anchors."""
         names = [" " + fact.person for passage in passages for fact in passage.facts]
         encoded = self._tokenizer(names, add_special_tokens=False)["input_ids"]
         owners = torch.tensor([name[-1] for name in encoded])
-        # A statement ends with its value and a full stop.
-        rows, stops = (ids == self._full_stop).nonzero(as_tuple=True)
+        num_prefix = hidden.shape[1] - packed.ids.shape[1]
         first = packed.starts_answer
-        anchors = hidden[packed.target_rows[first], ids.shape[1] + packed.target_columns[first]]
-        states = torch.cat([hidden[rows, stops - 1], anchors]).float()
+        # An answer's last target, the end of sequence, follows the last token of its value.
+        ends = (columns == _NOWHERE).nonzero().squeeze(1)
+        values = hidden[packed.target_rows[ends], columns[ends - 1]]
+        anchors = hidden[packed.target_rows[first], num_prefix + packed.target_columns[first]]
+        states = torch.cat([values, anchors]).float()
         logits = self._owner(F.rms_norm(states, states.shape[-1:]))
-        return F.cross_entropy(logits.float(), torch.cat([owners, owners]))
+        return F.cross_entropy(logits, torch.cat([owners, owners]))
+
+    def _attention_logits(self, hidden: Tensor, mask: Tensor, packed: PackedQuestions) -> Tensor:
+        """Attention logits `[T, P + Q]` of one head, where answer tokens are predicted.
+
+        Args:
+            hidden: what the head's layer reads, `[B, P + Q, D]`.
+        """
+        layer = self._model.model.layers[_AIDED_LAYER]
+        size = layer.self_attn.head_dim
+        normed = layer.input_layernorm(hidden)
+        # Heads lie one after another, and query head 0 reads key head 0, grouped or not.
+        query, key = (
+            projection(normed)[..., :size].unsqueeze(1)
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+        )
+        angles = self._model.model.rotary_emb(hidden, packed_positions(mask, packed))
+        query, key = (states.squeeze(1) for states in apply_rotary_pos_emb(query, key, *angles))
+        rows, columns = packed.target_rows, mask.shape[1] + packed.target_columns
+        logits = torch.einsum("td,tkd->tk", query[rows, columns], key[rows]).float() * size**-0.5
+        visible = packed_attention_mask(mask, packed)[rows, 0, columns]
+        return logits.masked_fill(~visible, -torch.inf)
+
+    def _value_columns(self, ids: Tensor, packed: PackedQuestions) -> Tensor:
+        """Where the passage holds each answer token, `[T]`; the end of sequence is nowhere."""
+        # A statement ends with its value and a full stop, and questions come in its order.
+        stops = (ids == self._full_stop).nonzero()[:, 1][packed.target_answers]
+        num_tokens = packed.target_answers.bincount()[packed.target_answers]
+        columns = stops - (num_tokens - 1) + answer_token_index(packed)
+        return columns.masked_fill(columns == stops, _NOWHERE)
 
     def _batch(self, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, PackedQuestions]:
         prompt = self._prompt

@@ -19,7 +19,8 @@ class MetricsLog:
 
     def __init__(self, path: Path, offset_bytes: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        # Unbuffered, so that whoever watches the file sees each line at once.
+        self._file = path.open("ab", buffering=0)
         self._file.truncate(offset_bytes)
 
     def write(self, row: dict[str, float]) -> None:
@@ -27,7 +28,6 @@ class MetricsLog:
 
     def sync(self) -> int:
         """Puts everything on disk and returns the length in bytes."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
