@@ -223,7 +223,7 @@ class Adapter(Section):
         "embed_rms", description="Start soft tokens at a multiple of the receiver's embedding RMS."
     )
     gain: float = Field(
-        10.0, gt=0, description="Start of the learned gain: that multiple; never a clamp."
+        1.0, gt=0, description="Start of the learned gain: that multiple; never a clamp."
     )
 
 
@@ -261,6 +261,19 @@ class Training(Section):
     matrix_learning_rate: float = Field(3e-3, gt=0, description="Muon, for the weight matrices.")
     other_learning_rate: float = Field(1e-3, gt=0, description="AdamW, for everything else.")
     warmup_steps: int = Field(50, ge=0, description="Linear warm-up.")
+    alignment_steps: int = Field(
+        400,
+        ge=0,
+        description="Steps at the start that fit soft tokens, one for each encoder token, to the "
+        "receivers' embeddings of the same text; cheap, as no receiver reads.",
+    )
+    ratio_growth: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of all steps in which the ratio then grows from 1 to its target; 0 "
+        "starts at the target.",
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
     cross_entropy_weight: float = Field(1.0, ge=0, description="Weight of the gold answer's loss.")
@@ -378,7 +391,12 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _agreement(self) -> "Experiment":
         """Sections that refer to one another; all disagreements are reported together."""
-        faults = [*self._receiver_faults(), *self._repetitions(), *self._family_faults()]
+        faults = [
+            *self._receiver_faults(),
+            *self._training_faults(),
+            *self._repetitions(),
+            *self._family_faults(),
+        ]
         if faults:
             raise ValueError("\n".join(faults))
         return self
@@ -396,6 +414,25 @@ class Experiment(Section):
                 "repository as owner/name@commit"
             )
         return faults
+
+    def _training_faults(self) -> list[str]:
+        training = self.training
+        if self.wire.encoder.pooling == Pooling.queries:
+            return [
+                f"training.{key}: {value} needs latents that are pooled, but wire.encoder.pooling "
+                "is queries, whose number never changes; set it to 0"
+                for key, value in (
+                    ("alignment_steps", training.alignment_steps),
+                    ("ratio_growth", training.ratio_growth),
+                )
+                if value
+            ]
+        if training.steps is not None and training.alignment_steps >= training.steps:
+            return [
+                f"training.alignment_steps: {training.alignment_steps} leaves none of the "
+                f"{training.steps} training.steps for answers; give fewer"
+            ]
+        return []
 
     def _repetitions(self) -> list[str]:
         lists: dict[str, list[Any]] = {

@@ -43,6 +43,26 @@ def answer_loss(
     return {"loss": loss, **parts}
 
 
+def alignment_loss(soft_tokens: Tensor, embeddings: Tensor, index: Tensor) -> Tensor:
+    """Squared error of soft tokens against a receiver's embeddings, relative to their mean square.
+
+    A soft token that several embeddings belong to is fitted to their mean; one that none belongs
+    to is left alone.
+
+    Args:
+        soft_tokens: `[B, S, D]`, one for each encoder token.
+        embeddings: `[B, R, D]`, the receiver's of the same sources.
+        index: `[B, R]` the encoder token of each embedding, S where it is padding.
+    """
+    batch, length, width = soft_tokens.shape
+    targets = embeddings.new_zeros(batch, length + 1, width).scatter_reduce(
+        1, index[:, :, None].expand_as(embeddings), embeddings, "mean", include_self=False
+    )[:, :-1]
+    found = torch.zeros(batch, length + 1, dtype=torch.bool, device=index.device)
+    found = found.scatter(1, index, True)[:, :-1]
+    return F.mse_loss(soft_tokens[found], targets[found]) / targets[found].square().mean()
+
+
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """KL(teacher || student) at temperature 1, mean over rows, in nats."""
     return F.kl_div(

@@ -1,8 +1,11 @@
 """Training passages as token ids, for the encoder and for every receiver."""
 
 import random
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
 
 from latentwire.data.tables import Example, group_by_passage, source_text
 from latentwire.receivers.packing import lay_out
@@ -18,14 +21,16 @@ class TokenisedPassage:
 
     Attributes:
         encoder_ids: the encoder's tokens of the source.
-        num_source_tokens: the receiver's tokens of the source.
+        source_ids: the receiver's tokens of the source.
+        encoder_index: the encoder token that holds the middle of each of them.
         text_ids: the receiver's tokens of the passage, for the teacher.
         questions: `(question ids, answer ids)` pairs that follow latents.
         text_questions: the same pairs as they follow the text.
     """
 
     encoder_ids: list[int]
-    num_source_tokens: dict[str, int]
+    source_ids: dict[str, list[int]]
+    encoder_index: dict[str, list[int]]
     text_ids: dict[str, list[int]]
     questions: dict[str, QuestionIds]
     text_questions: dict[str, QuestionIds]
@@ -67,13 +72,19 @@ def tokenise_passages(
     contexts = [group[0].context for group in groups]
     encoder_ids = wire.source_ids(sources)
     source_ids = {r.name: r.prompt.source_ids(sources) for r in latent_readers}
+    spans = _spans(wire.tokenizer, sources)
+    encoder_index = {
+        r.name: list(map(_encoder_index, spans, _spans(r.tokenizer, sources)))
+        for r in latent_readers
+    }
     text_ids = {r.name: r.prompt.source_ids(contexts) for r in text_readers}
     questions = {r.name: _question_groups(groups, r, no_answer_text) for r in latent_readers}
     text_questions = {r.name: _question_groups(groups, r, no_answer_text) for r in text_readers}
     return [
         TokenisedPassage(
             encoder_ids[index],
-            {name: len(ids[index]) for name, ids in source_ids.items()},
+            {name: ids[index] for name, ids in source_ids.items()},
+            {name: owners[index] for name, owners in encoder_index.items()},
             {name: ids[index] for name, ids in text_ids.items()},
             {name: pairs[index] for name, pairs in questions.items()},
             {name: pairs[index] for name, pairs in text_questions.items()},
@@ -91,3 +102,23 @@ def _question_groups(
         [example.answers[0] if example.answers else no_answer_text for example in flat]
     )
     return lay_out(zip(questions, answers, strict=True), groups)
+
+
+def _spans(
+    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]
+) -> list[list[tuple[int, int]]]:
+    """Where each token of each source begins and ends, in characters."""
+    return tokenizer(
+        list(sources),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+    )["offset_mapping"]
+
+
+def _encoder_index(
+    encoder_spans: Sequence[tuple[int, int]], receiver_spans: Sequence[tuple[int, int]]
+) -> list[int]:
+    ends = [end for _, end in encoder_spans]
+    middles = ((start + end) / 2 for start, end in receiver_spans)
+    return [min(bisect_right(ends, middle), len(ends) - 1) for middle in middles]

@@ -21,11 +21,12 @@ from latentwire.receivers.loading import (
     model_location,
     open_tokenizer,
 )
+from latentwire.receivers.packing import pad_rows
 from latentwire.receivers.receiver import Receiver
 from latentwire.training.batches import BatchOrder
 from latentwire.training.card import wire_card
 from latentwire.training.loop import METRICS, Schedule, fit
-from latentwire.training.objective import answer_loss
+from latentwire.training.objective import alignment_loss, answer_loss
 from latentwire.training.passages import TokenisedPassage, choose, tokenise_passages
 from latentwire.training.state import StateDirectory
 from latentwire.wire.wire import ReceiverFacts, Wire
@@ -48,21 +49,24 @@ def train_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: int
     wire = make_wire(experiment, layout, receivers)
     task = WireTask(experiment, layout, wire, receivers, seed)
     settings = experiment.training
-    num_steps = settings.steps or task.order.num_steps(settings.epochs or 0)
     schedule = Schedule(
-        num_steps=num_steps,
+        num_steps=task.num_steps,
         **settings.model_dump(include=set(Schedule.__dataclass_fields__)),
     )
     state = StateDirectory(
         layout.state(f"{wire_name}-seed{seed}"), _identity(experiment, layout, seed)
     )
     logger.info(
-        "training wire %s, seed %d: %d steps, widths %s", wire_name, seed, num_steps, wire.widths
+        "training wire %s, seed %d: %d steps, widths %s",
+        wire_name,
+        seed,
+        task.num_steps,
+        wire.widths,
     )
     metrics = fit(task, schedule, state)
     directory = layout.wire(wire_name, seed)
     copy_file(metrics, directory / METRICS)
-    write_text(directory / "README.md", wire_card(experiment, wire, seed, num_steps))
+    write_text(directory / "README.md", wire_card(experiment, wire, seed, task.num_steps))
     wire.save_pretrained(directory)
     state.remove()
 
@@ -98,7 +102,9 @@ def make_wire(experiment: Experiment, layout: Layout, receivers: Sequence[Receiv
 class WireTask:
     """Answers of frozen receivers that read latents, against gold answers and the full text.
 
-    Each step draws one receiver, and a target ratio for every passage of the batch.
+    At first soft tokens learn the receivers' embeddings, one for each token of the source, so that
+    receivers read from the start. From then on each step draws one receiver, and a target ratio for
+    every passage of the batch, towards which the ratio grows.
     """
 
     def __init__(
@@ -117,16 +123,26 @@ class WireTask:
         wire.widths = pooling_widths(self._passages, experiment.wire.target_ratios)
         lengths = [passage.num_tokens for passage in self._passages]
         self.order = BatchOrder(lengths, self._settings.passages_per_step, seed)
+        self.num_steps = self._settings.steps or self.order.num_steps(self._settings.epochs or 0)
 
     def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
         epoch, indices = self.order.batch(step)
         passages = [self._passages[index] for index in indices]
-        draw = random.Random(f"{self._seed}/{step}")
-        receiver = draw.choice(self._receivers)
-        ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
-        losses = self._forward(receiver, passages, ratios, f"{self._seed}/{epoch}")
+        if step < self._settings.alignment_steps:
+            losses = self._alignment(passages)
+        else:
+            draw = random.Random(f"{self._seed}/{step}")
+            receiver = draw.choice(self._receivers)
+            ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
+            key = f"{self._seed}/{epoch}"
+            losses = self._forward(receiver, passages, ratios, key, self.growth(step))
         tokens = sum(passage.num_tokens for passage in passages)
         return losses, {"examples": len(passages), "tokens": tokens}
+
+    def growth(self, step: int) -> float:
+        """How far the ratio has grown, from 0, a ratio of 1, to 1, the target."""
+        steps = self._settings.ratio_growth * self.num_steps
+        return min(1.0, (step - self._settings.alignment_steps) / steps) if steps else 1.0
 
     @torch.no_grad()
     def dev(self) -> dict[str, float]:
@@ -141,11 +157,29 @@ class WireTask:
         total = num_tokens = 0.0
         for start in range(0, len(self._dev_passages), _DEV_PASSAGES_AT_ONCE):
             passages = self._dev_passages[start : start + _DEV_PASSAGES_AT_ONCE]
-            losses = self._forward(receiver, passages, [ratio] * len(passages), "dev", kl=False)
+            ratios = [ratio] * len(passages)
+            losses = self._forward(receiver, passages, ratios, "dev", kl=False)
             count = sum(len(a) for p in passages for _, a in p.questions[receiver.name])
             total += losses["cross_entropy"].item() * count
             num_tokens += count
         return total / num_tokens
+
+    def _alignment(self, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:
+        wire, device = self.module, self._experiment.device
+        with torch.autocast(device, torch.bfloat16, enabled=self._settings.precision == "bfloat16"):
+            sources = wire.read([p.encoder_ids for p in passages])
+            latents, mask = wire.latents(
+                sources, wire.config.target_ratios[:1] * len(passages), 0.0
+            )
+            losses = {}
+            for name, reader in self._latent_readers.items():
+                text = reader.text_source([p.source_ids[name] for p in passages])
+                index, _ = pad_rows([p.encoder_index[name] for p in passages], mask.shape[1])
+                soft_tokens = wire.soft_tokens(name, latents, mask).embeddings
+                losses[f"{name}/alignment_loss"] = alignment_loss(
+                    soft_tokens, text.embeddings.float(), index.to(device)
+                )
+        return {"loss": torch.stack([*losses.values()]).sum(), **losses}
 
     def _forward(
         self,
@@ -153,6 +187,7 @@ class WireTask:
         passages: Sequence[TokenisedPassage],
         ratios: Sequence[float],
         question_key: str,
+        growth: float = 1.0,
         kl: bool = True,
     ) -> dict[str, Tensor]:
         wire, settings, name = self.module, self._settings, receiver.name
@@ -160,7 +195,8 @@ class WireTask:
         reader = self._latent_readers[name]
         packed = reader.pack([choose(p.questions[name], most, question_key) for p in passages])
         with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            latents, mask = wire.latents(wire.read([p.encoder_ids for p in passages]), ratios)
+            sources = wire.read([p.encoder_ids for p in passages])
+            latents, mask = wire.latents(sources, ratios, growth)
             logits = reader.answer_logits(wire.soft_tokens(name, latents, mask), packed)
             teacher = None
             if kl and settings.kl_weight:
@@ -201,8 +237,8 @@ def pooling_widths(
     """Encoder tokens per latent at which even the receiver of the fewest tokens reaches a ratio."""
     encoder_tokens = sum(len(passage.encoder_ids) for passage in passages)
     fewest = min(
-        sum(passage.num_source_tokens[name] for passage in passages)
-        for name in passages[0].num_source_tokens
+        sum(len(passage.source_ids[name]) for passage in passages)
+        for name in passages[0].source_ids
     )
     return {
         ratio: max(1.0, ratio * _WIDTH_MARGIN * encoder_tokens / fewest) for ratio in target_ratios

@@ -97,8 +97,15 @@ class Wire(nn.Module):
         ids, mask = pad_rows(source_ids, self.tokenizer.pad_token_id or 0)
         return self.encoder.read(ids.to(self.device), mask.to(self.device))
 
-    def latents(self, sources: EncodedSources, ratios: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def latents(
+        self, sources: EncodedSources, ratios: Sequence[float], growth: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Latents `[B, M, L]` and their mask `[B, M]`, at one target ratio for each source.
+
+        Args:
+            sources: what the encoder read.
+            ratios: target ratio of each source.
+            growth: how far training has come from one latent per token, 0, to the targets, 1.
 
         Raises:
             UserError: if the wire was not trained for a ratio.
@@ -106,8 +113,10 @@ class Wire(nn.Module):
         unknown = sorted(set(ratios) - self.widths.keys())
         if unknown:
             raise UserError(f"ratio {unknown[0]} is not one of the wire's: {sorted(self.widths)}")
-        widths = torch.tensor([self.widths[ratio] for ratio in ratios], device=self.device)
-        return self.encoder.latents(sources, num_groups(sources.mask.sum(1), widths))
+        widths = torch.tensor([self.widths[ratio] ** growth for ratio in ratios])
+        return self.encoder.latents(
+            sources, num_groups(sources.mask.sum(1), widths.to(self.device))
+        )
 
     def soft_tokens(self, receiver: str, latents: Tensor, mask: Tensor) -> Source:
         """Maps latents `[B, M, L]` to a receiver's soft tokens `[B, M, D]`.

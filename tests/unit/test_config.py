@@ -174,6 +174,17 @@ def test_all_faults_are_reported_at_once():
         ({"wire": {"encoder": {"num_latents": 3}}}, ["wire.encoder: num_latents belongs to"]),
         ({"wire": {"target_ratios": [4, 4]}}, ["wire.target_ratios: an entry occurs twice"]),
         ({"training": {"weight_decay": 0}}, ["training: give either steps or epochs"]),
+        (
+            {"training": {"steps": 9, "alignment_steps": 9}},
+            ["training.alignment_steps: 9 leaves none"],
+        ),
+        (
+            {"wire": {"encoder": {"pooling": "queries", "num_latents": 3}}},
+            [
+                "training.alignment_steps: 400 needs latents that are pooled",
+                "training.ratio_growth",
+            ],
+        ),
         ({"prompt": {"template": "{question}"}}, ["prompt: template must hold {source}"]),
         ({"prompt": {"template": "{source}{question}{"}}, ["other braces in template"]),
         ({"evaluation": {"methods": ["latent"]}}, ["methods must hold 'text'"]),

@@ -5,7 +5,7 @@ import torch
 
 from latentwire.config import Training
 from latentwire.receivers.packing import pack_questions
-from latentwire.training.objective import answer_loss, kl_divergence
+from latentwire.training.objective import alignment_loss, answer_loss, kl_divergence
 
 PACKED = pack_questions([[([1], [2, 3, 4]), ([1, 1], [5])], [([1], [2, 2])]], pad_id=0)
 LOGITS = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -41,3 +41,14 @@ def test_first_token_and_k_token_terms():
 
 def test_kl_of_equal_distributions_is_zero():
     assert kl_divergence(LOGITS, LOGITS + 3.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_alignment_is_the_error_to_the_mean_embedding_of_each_token():
+    soft_tokens = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]]])
+    embeddings = torch.tensor([[[1.0, 1.0], [3.0, 1.0], [2.0, 2.0], [7.0, 7.0]]])
+    # Two embeddings belong to the first soft token, one to the second, none to the third; the last
+    # embedding is padding.
+    loss = alignment_loss(soft_tokens, embeddings, torch.tensor([[0, 0, 1, 3]]))
+    targets = [2.0, 1.0, 2.0, 2.0]
+    errors = [(a - b) ** 2 for a, b in zip([1.0, 2.0, 3.0, 4.0], targets, strict=True)]
+    assert loss.item() == pytest.approx(sum(errors) / sum(t**2 for t in targets))

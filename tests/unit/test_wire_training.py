@@ -12,6 +12,7 @@ from latentwire.layout import Layout
 from latentwire.receivers.loading import load_receiver
 from latentwire.receivers.pretrain import save_receiver
 from latentwire.training.loop import Schedule, fit
+from latentwire.training.passages import _encoder_index
 from latentwire.training.state import StateDirectory
 from latentwire.training.wire import WireTask, make_wire
 
@@ -26,7 +27,7 @@ def task(tmp_path):
             Receiver(name="qwen", source="bundled"),
         ],
         wire=Wire(latent_dim=16),
-        training=Training(steps=4, passages_per_step=4),
+        training=Training(steps=4, passages_per_step=4, alignment_steps=0),
     )
     layout = Layout("tiny", tmp_path)
     for receiver in experiment.receivers:
@@ -82,6 +83,39 @@ def test_losses_are_a_pure_function_of_the_step(task):
 def test_every_receiver_reaches_the_target_ratio(task):
     for ratio, width in task.module.widths.items():
         for receiver in task._receivers:
-            tokens = sum(p.num_source_tokens[receiver.name] for p in task._passages)
+            tokens = sum(len(p.source_ids[receiver.name]) for p in task._passages)
             latents = sum(max(1, round(len(p.encoder_ids) / width)) for p in task._passages)
             assert tokens / latents >= ratio * 0.98
+
+
+def test_alignment_fits_soft_tokens_to_the_embeddings_of_the_same_text(task):
+    task._settings = task._settings.model_copy(update={"alignment_steps": 60})
+    parameters = [p for p in task.module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3)
+    losses = []
+    for step in range(60):
+        loss = task.losses(step % 4)[0]["loss"]
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_each_receiver_token_belongs_to_the_encoder_token_around_its_middle():
+    # Encoder: "Bran|ford| 18|76"; receiver: "Br|anford| |1|8|76".
+    encoder = [(0, 4), (4, 8), (8, 11), (11, 13)]
+    receiver = [(0, 2), (2, 8), (8, 9), (9, 10), (10, 11), (11, 13)]
+    assert _encoder_index(encoder, receiver) == [0, 1, 2, 2, 2, 3]
+
+
+def test_ratio_grows_from_one_to_the_target(task):
+    task._settings = task._settings.model_copy(update={"alignment_steps": 10, "ratio_growth": 0.5})
+    task.num_steps = 100
+    assert [task.growth(step) for step in (10, 35, 60, 99)] == [0, 0.5, 1, 1]
+    wire, passages = task.module, task._passages[:3]
+    sources = wire.read([p.encoder_ids for p in passages])
+    lengths = [len(p.encoder_ids) for p in passages]
+    assert wire.latents(sources, [16.0] * 3, 0.0)[1].sum(1).tolist() == lengths
+    halfway = wire.latents(sources, [16.0] * 3, 0.5)[1].sum(1).tolist()
+    assert halfway == [round(n / wire.widths[16.0] ** 0.5) for n in lengths]
