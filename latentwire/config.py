@@ -262,17 +262,24 @@ class Training(Section):
     other_learning_rate: float = Field(1e-3, gt=0, description="AdamW, for everything else.")
     warmup_steps: int = Field(50, ge=0, description="Linear warm-up.")
     alignment_steps: int = Field(
-        400,
+        0,
         ge=0,
         description="Steps at the start that fit soft tokens, one for each encoder token, to the "
         "receivers' embeddings of the same text; cheap, as no receiver reads.",
     )
     ratio_growth: float = Field(
-        0.5,
+        0.0,
         ge=0,
         le=1,
         description="Share of all steps in which the ratio then grows from 1 to its target; 0 "
         "starts at the target.",
+    )
+    initial_sharpness: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor on the receivers' attention logits until the ratio has grown; then it "
+        "rises to 1. Sharp attention gives latents that it does not find no gradient.",
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
@@ -383,8 +390,16 @@ class Experiment(Section):
         description="The receivers; a list, in the order of tables and figures.",
     )
     pretraining: Pretraining = Field(Pretraining(), description="Recipe of the pocket receivers.")
-    wire: Wire = Field(Wire(), description="The shared wire.")
-    training: Training = Field(Training(steps=1500), description="Training of the wire.")
+    wire: Wire = Field(Wire(target_ratios=[4, 8]), description="The shared wire.")
+    training: Training = Field(
+        Training(
+            steps=2600,
+            alignment_steps=400,
+            ratio_growth=0.4,
+            initial_sharpness=0.3,
+        ),
+        description="Training of the wire.",
+    )
     evaluation: Evaluation = Field(Evaluation(), description="Evaluation.")
     statistics: Statistics = Field(Statistics(), description="Statistics.")
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from latentwire.errors import UserError
 from latentwire.receivers.packing import (
     PackedQuestions,
     pack_questions,
@@ -96,6 +97,21 @@ class Receiver:
         hidden, num_prefix, _ = self._read(source, packed)
         return self._head(hidden, num_prefix, packed)
 
+    def soften(self, sharpness: float) -> None:
+        """Multiplies all attention logits by a factor; 1 is the model as it is.
+
+        Raises:
+            UserError: if the model's attention has no scaling that could be changed.
+        """
+        layers = [m for m in self.model.modules() if hasattr(m, "scaling") and hasattr(m, "q_proj")]
+        if not layers:
+            raise UserError(
+                f"the attention of receiver {self.name!r} cannot be softened; set "
+                "training.initial_sharpness to 1"
+            )
+        for layer in layers:
+            layer.scaling = sharpness * layer.head_dim**-0.5
+
     @torch.no_grad()
     def generate(
         self,
@@ -168,7 +184,10 @@ class Receiver:
         return torch.cat([head, source.mask], dim=1)
 
     def _read(
-        self, source: Source, packed: PackedQuestions, use_cache: bool = False
+        self,
+        source: Source,
+        packed: PackedQuestions,
+        use_cache: bool = False,
     ) -> tuple[Tensor, int, Any]:
         """Runs the model over prefix and questions; `(hidden [B, P + Q, D], P, cache)`."""
         head_ids = torch.tensor(self.prompt.head_ids, dtype=torch.long, device=self.device)

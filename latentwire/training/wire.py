@@ -135,6 +135,7 @@ class WireTask:
             receiver = draw.choice(self._receivers)
             ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
             key = f"{self._seed}/{epoch}"
+            receiver.soften(self.sharpness(step))
             losses = self._forward(receiver, passages, ratios, key, self.growth(step))
         tokens = sum(passage.num_tokens for passage in passages)
         return losses, {"examples": len(passages), "tokens": tokens}
@@ -144,9 +145,18 @@ class WireTask:
         steps = self._settings.ratio_growth * self.num_steps
         return min(1.0, (step - self._settings.alignment_steps) / steps) if steps else 1.0
 
+    def sharpness(self, step: int) -> float:
+        """The factor on attention logits: held while the ratio grows, then 1 at nine tenths."""
+        start = self._settings.initial_sharpness
+        grown = self._settings.alignment_steps + self._settings.ratio_growth * self.num_steps
+        progress = (step - grown) / max(1.0, 0.9 * self.num_steps - grown)
+        return start + (1 - start) * min(1.0, max(0.0, progress))
+
     @torch.no_grad()
     def dev(self) -> dict[str, float]:
         """Cross-entropy on dev for every receiver and target ratio."""
+        for receiver in self._receivers:
+            receiver.soften(1.0)
         return {
             f"dev/{receiver.name}/{ratio:g}x/cross_entropy": self._dev_loss(receiver, ratio)
             for receiver in self._receivers
