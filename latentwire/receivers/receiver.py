@@ -61,6 +61,12 @@ class Receiver:
         self.prompt = prompt
         self._embed = cast(nn.Embedding, model.get_input_embeddings())
         eos = model.generation_config.eos_token_id if model.generation_config else None
+        # Attention modules of transformers multiply their logits by this attribute.
+        self._attention_scalings: list[tuple[Any, float]] = [
+            (module, module.scaling)
+            for module in model.modules()
+            if isinstance(getattr(module, "scaling", None), float)
+        ]
         self._stop_ids = {tokenizer.eos_token_id, *([eos] if isinstance(eos, int) else eos or [])}
 
     @property
@@ -98,19 +104,18 @@ class Receiver:
         return self._head(hidden, num_prefix, packed)
 
     def soften(self, sharpness: float) -> None:
-        """Multiplies all attention logits by a factor; 1 is the model as it is.
+        """Multiplies the model's attention logits by a factor; 1 leaves them as they were loaded.
 
         Raises:
             UserError: if the model's attention has no scaling that could be changed.
         """
-        layers = [m for m in self.model.modules() if hasattr(m, "scaling") and hasattr(m, "q_proj")]
-        if not layers:
+        if not self._attention_scalings:
             raise UserError(
                 f"the attention of receiver {self.name!r} cannot be softened; set "
                 "training.initial_sharpness to 1"
             )
-        for layer in layers:
-            layer.scaling = sharpness * layer.head_dim**-0.5
+        for attention, scaling in self._attention_scalings:
+            attention.scaling = sharpness * scaling
 
     @torch.no_grad()
     def generate(

@@ -135,7 +135,8 @@ class WireTask:
             receiver = draw.choice(self._receivers)
             ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
             key = f"{self._seed}/{epoch}"
-            receiver.soften(self.sharpness(step))
+            if self._settings.initial_sharpness < 1:
+                receiver.soften(self.sharpness(step))
             losses = self._forward(receiver, passages, ratios, key, self.growth(step))
         tokens = sum(passage.num_tokens for passage in passages)
         return losses, {"examples": len(passages), "tokens": tokens}
@@ -155,8 +156,9 @@ class WireTask:
     @torch.no_grad()
     def dev(self) -> dict[str, float]:
         """Cross-entropy on dev for every receiver and target ratio."""
-        for receiver in self._receivers:
-            receiver.soften(1.0)
+        if self._settings.initial_sharpness < 1:
+            for receiver in self._receivers:
+                receiver.soften(1.0)
         return {
             f"dev/{receiver.name}/{ratio:g}x/cross_entropy": self._dev_loss(receiver, ratio)
             for receiver in self._receivers

@@ -119,3 +119,20 @@ def test_ratio_grows_from_one_to_the_target(task):
     assert wire.latents(sources, [16.0] * 3, 0.0)[1].sum(1).tolist() == lengths
     halfway = wire.latents(sources, [16.0] * 3, 0.5)[1].sum(1).tolist()
     assert halfway == [round(n / wire.widths[16.0] ** 0.5) for n in lengths]
+
+
+def test_sharpness_is_held_while_the_ratio_grows_and_then_rises_to_one(task):
+    task._settings = task._settings.model_copy(
+        update={"alignment_steps": 10, "ratio_growth": 0.4, "initial_sharpness": 0.3}
+    )
+    task.num_steps = 100
+    assert [task.sharpness(step) for step in (10, 50)] == [0.3, 0.3]
+    assert task.sharpness(70) == pytest.approx(0.65)
+    assert [task.sharpness(step) for step in (90, 99)] == [1, 1]
+
+
+def test_dev_is_measured_with_the_receivers_as_they_are(task):
+    expected = task.dev()
+    task._settings = task._settings.model_copy(update={"initial_sharpness": 0.3})
+    task.losses(0)
+    assert task.dev() == expected
