@@ -14,7 +14,7 @@ from latentwire.layout import Layout
 
 CONFIG = "config/smoke.yaml"
 RECEIVERS = ("llama", "qwen")
-RATIOS = {4.0, 8.0, 16.0}
+RATIOS = {4.0, 8.0}
 METRIC_COLUMNS = (
     "experiment task method receiver sender wire target_ratio ratio source_mode question_aware "
     "seed metric value ci_low ci_high n n_clusters"

@@ -8,7 +8,7 @@ from samples import ANSWERS, CONTEXTS, QUESTIONS
 
 from latentwire.receivers.packing import pack_questions, pad_rows
 from latentwire.receivers.prompt import Prompt
-from latentwire.receivers.receiver import Source
+from latentwire.receivers.receiver import Receiver, Source
 
 
 def pack(receiver, answers=ANSWERS):
@@ -73,6 +73,23 @@ def test_soft_tokens_take_the_place_of_text(receiver):
         atol=1e-4,
         rtol=1e-4,
     )
+
+
+def test_softening_scales_attention_logits_and_can_be_undone(receiver):
+    packed = pack(receiver)
+    source = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
+    sharp = receiver.answer_logits(source, packed)
+    receiver.soften(0.5)
+    soft = receiver.answer_logits(source, packed)
+    receiver.soften(1.0)
+    assert torch.equal(receiver.answer_logits(source, packed), sharp)
+    model = copy.deepcopy(receiver.model)
+    for name, parameter in model.named_parameters():
+        if ".q_proj." in name:
+            parameter.mul_(0.5)
+    scaled = Receiver(receiver.name, model, receiver.tokenizer, receiver.prompt)
+    torch.testing.assert_close(soft, scaled.answer_logits(source, packed), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(soft, sharp, atol=1e-3)
 
 
 def test_receiver_is_frozen(receiver):
