@@ -28,7 +28,13 @@ class PocketData(Section):
 
     source: Literal["pocket"] = Field("pocket", description="Procedural corpus, needs no files.")
     seed: int = Field(1, description="Seed of the passages; splits draw from disjoint streams.")
-    train_passages: Positive = Field(24000, description="Training passages of mixed length.")
+    train_passages: Positive = Field(16000, description="Training passages.")
+    full_length_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of them of full length, as all others are; the rest is of mixed length.",
+    )
     dev_passages: Positive = Field(60, description="Full-length passages for model selection.")
     test_passages: Positive = Field(
         120, description="Full-length test passages; half of them use names absent from training."

@@ -1,7 +1,7 @@
 """The source `pocket`: passages of the procedural corpus as examples."""
 
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 
 from latentwire.config import PocketData
 from latentwire.data.corpus import Article, Corpus
@@ -18,7 +18,13 @@ def read_pocket(settings: PocketData) -> Corpus:
     The second half of the test passages is about people whose names no other split contains.
     """
     num_unseen = settings.test_passages // 2
-    train = islice(mixed_passages(f"{settings.seed}/train"), settings.train_passages)
+    num_full_length = round(settings.full_length_share * settings.train_passages)
+    train = chain(
+        islice(
+            mixed_passages(f"{settings.seed}/train"), settings.train_passages - num_full_length
+        ),
+        islice(full_length_passages(f"{settings.seed}/train_full_length"), num_full_length),
+    )
     dev = islice(full_length_passages(f"{settings.seed}/dev"), settings.dev_passages)
     seen = islice(
         full_length_passages(f"{settings.seed}/test"), settings.test_passages - num_unseen

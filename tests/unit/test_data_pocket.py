@@ -103,6 +103,15 @@ def test_half_of_the_test_passages_have_names_that_no_other_split_has(corpus):
     assert tasks == [{"pocket"}] * 4 + [{"pocket_unseen_names"}] * 3
 
 
+@pytest.mark.parametrize("share", [0, 0.25, 1])
+def test_a_share_of_the_training_passages_is_of_full_length(share):
+    articles = read_pocket(SETTINGS.model_copy(update={"full_length_share": share})).train
+    lengths = [len(article) for article in articles]
+    start = len(lengths) - int(share * len(lengths))
+    assert set(lengths[start:]) <= {14}
+    assert sum(length < 14 for length in lengths[:start]) >= 0.9 * start
+
+
 def test_splits_and_seeds_differ_and_repeat(corpus):
     def contexts(articles):
         return {article[0].context for article in articles}
