@@ -20,9 +20,7 @@ def read_pocket(settings: PocketData) -> Corpus:
     num_unseen = settings.test_passages // 2
     num_full_length = round(settings.full_length_share * settings.train_passages)
     train = chain(
-        islice(
-            mixed_passages(f"{settings.seed}/train"), settings.train_passages - num_full_length
-        ),
+        islice(mixed_passages(f"{settings.seed}/train"), settings.train_passages - num_full_length),
         islice(full_length_passages(f"{settings.seed}/train_full_length"), num_full_length),
     )
     dev = islice(full_length_passages(f"{settings.seed}/dev"), settings.dev_passages)

@@ -63,7 +63,7 @@ class Receiver:
         eos = model.generation_config.eos_token_id if model.generation_config else None
         # Attention modules of transformers multiply their logits by this attribute.
         self._attention_scalings: list[tuple[Any, float]] = [
-            (module, module.scaling)
+            (module, cast(float, module.scaling))
             for module in model.modules()
             if isinstance(getattr(module, "scaling", None), float)
         ]
