@@ -5,7 +5,8 @@ Shapes: B sources, S source positions, Q packed question positions, T answer tok
 D embedding width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -103,19 +104,25 @@ class Receiver:
         hidden, num_prefix, _ = self._read(source, packed)
         return self._head(hidden, num_prefix, packed)
 
-    def soften(self, sharpness: float) -> None:
-        """Multiplies the model's attention logits by a factor; 1 leaves them as they were loaded.
+    @contextmanager
+    def softened(self, sharpness: float) -> Iterator[None]:
+        """Multiplies the model's attention logits by a factor for the length of a block.
 
         Raises:
             UserError: if the model's attention has no scaling that could be changed.
         """
-        if not self._attention_scalings:
+        if sharpness != 1 and not self._attention_scalings:
             raise UserError(
                 f"the attention of receiver {self.name!r} cannot be softened; set "
                 "training.initial_sharpness to 1"
             )
         for attention, scaling in self._attention_scalings:
             attention.scaling = sharpness * scaling
+        try:
+            yield
+        finally:
+            for attention, scaling in self._attention_scalings:
+                attention.scaling = scaling
 
     @torch.no_grad()
     def generate(

@@ -135,9 +135,9 @@ class WireTask:
             receiver = draw.choice(self._receivers)
             ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
             key = f"{self._seed}/{epoch}"
-            if self._settings.initial_sharpness < 1:
-                receiver.soften(self.sharpness(step))
-            losses = self._forward(receiver, passages, ratios, key, self.growth(step))
+            losses = self._forward(
+                receiver, passages, ratios, key, self.growth(step), self.sharpness(step)
+            )
         tokens = sum(passage.num_tokens for passage in passages)
         return losses, {"examples": len(passages), "tokens": tokens}
 
@@ -156,9 +156,6 @@ class WireTask:
     @torch.no_grad()
     def dev(self) -> dict[str, float]:
         """Cross-entropy on dev for every receiver and target ratio."""
-        if self._settings.initial_sharpness < 1:
-            for receiver in self._receivers:
-                receiver.soften(1.0)
         return {
             f"dev/{receiver.name}/{ratio:g}x/cross_entropy": self._dev_loss(receiver, ratio)
             for receiver in self._receivers
@@ -200,6 +197,7 @@ class WireTask:
         ratios: Sequence[float],
         question_key: str,
         growth: float = 1.0,
+        sharpness: float = 1.0,
         kl: bool = True,
     ) -> dict[str, Tensor]:
         wire, settings, name = self.module, self._settings, receiver.name
@@ -209,7 +207,9 @@ class WireTask:
         with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             sources = wire.read([p.encoder_ids for p in passages])
             latents, mask = wire.latents(sources, ratios, growth)
-            logits = reader.answer_logits(wire.soft_tokens(name, latents, mask), packed)
+            soft_tokens = wire.soft_tokens(name, latents, mask)
+            with reader.softened(sharpness):
+                logits = reader.answer_logits(soft_tokens, packed)
             teacher = None
             if kl and settings.kl_weight:
                 teacher = self._teacher_logits(receiver, passages, question_key)

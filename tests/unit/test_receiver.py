@@ -75,13 +75,12 @@ def test_soft_tokens_take_the_place_of_text(receiver):
     )
 
 
-def test_softening_scales_attention_logits_and_can_be_undone(receiver):
+def test_softening_scales_attention_logits_and_ends_with_its_block(receiver):
     packed = pack(receiver)
     source = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
     sharp = receiver.answer_logits(source, packed)
-    receiver.soften(0.5)
-    soft = receiver.answer_logits(source, packed)
-    receiver.soften(1.0)
+    with receiver.softened(0.5):
+        soft = receiver.answer_logits(source, packed)
     assert torch.equal(receiver.answer_logits(source, packed), sharp)
     model = copy.deepcopy(receiver.model)
     for name, parameter in model.named_parameters():
