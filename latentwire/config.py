@@ -280,12 +280,12 @@ class Training(Section):
         description="Share of all steps in which the ratio then grows from 1 to its target; 0 "
         "starts at the target.",
     )
-    initial_sharpness: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="Factor on the receivers' attention logits until the ratio has grown; then it "
-        "rises to 1. Sharp attention gives latents that it does not find no gradient.",
+    softening: float = Field(
+        0.0,
+        ge=0,
+        description="Scales the receivers' attention logits down at first, so far that it costs "
+        "them so many nats per answer token on full text; 0 is off. Sharp attention gives latents "
+        "that it does not find no gradient.",
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
@@ -401,8 +401,8 @@ class Experiment(Section):
         Training(
             steps=2600,
             alignment_steps=400,
-            ratio_growth=0.4,
-            initial_sharpness=0.3,
+            ratio_growth=0.3,
+            softening=0.1,
         ),
         description="Training of the wire.",
     )

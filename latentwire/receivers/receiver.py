@@ -114,7 +114,7 @@ class Receiver:
         if sharpness != 1 and not self._attention_scalings:
             raise UserError(
                 f"the attention of receiver {self.name!r} cannot be softened; set "
-                "training.initial_sharpness to 1"
+                "training.softening to 0"
             )
         for attention, scaling in self._attention_scalings:
             attention.scaling = sharpness * scaling

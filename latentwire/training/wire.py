@@ -2,11 +2,12 @@
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel
 
@@ -21,7 +22,7 @@ from latentwire.receivers.loading import (
     model_location,
     open_tokenizer,
 )
-from latentwire.receivers.packing import pad_rows
+from latentwire.receivers.packing import PackedQuestions, pad_rows
 from latentwire.receivers.receiver import Receiver
 from latentwire.training.batches import BatchOrder
 from latentwire.training.card import wire_card
@@ -124,6 +125,7 @@ class WireTask:
         lengths = [passage.num_tokens for passage in self._passages]
         self.order = BatchOrder(lengths, self._settings.passages_per_step, seed)
         self.num_steps = self._settings.steps or self.order.num_steps(self._settings.epochs or 0)
+        self._least_sharpness = {r.name: self._soften(r) for r in receivers}
 
     def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
         epoch, indices = self.order.batch(step)
@@ -135,9 +137,8 @@ class WireTask:
             receiver = draw.choice(self._receivers)
             ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
             key = f"{self._seed}/{epoch}"
-            losses = self._forward(
-                receiver, passages, ratios, key, self.growth(step), self.sharpness(step)
-            )
+            sharpness = self._least_sharpness[receiver.name] ** self.softness(step)
+            losses = self._forward(receiver, passages, ratios, key, self.growth(step), sharpness)
         tokens = sum(passage.num_tokens for passage in passages)
         return losses, {"examples": len(passages), "tokens": tokens}
 
@@ -146,12 +147,11 @@ class WireTask:
         steps = self._settings.ratio_growth * self.num_steps
         return min(1.0, (step - self._settings.alignment_steps) / steps) if steps else 1.0
 
-    def sharpness(self, step: int) -> float:
-        """The factor on attention logits: held while the ratio grows, then 1 at nine tenths."""
-        start = self._settings.initial_sharpness
+    def softness(self, step: int) -> float:
+        """How soft receivers attend: 1 while the ratio grows, then falling to 0 at four fifths."""
         grown = self._settings.alignment_steps + self._settings.ratio_growth * self.num_steps
-        progress = (step - grown) / max(1.0, 0.9 * self.num_steps - grown)
-        return start + (1 - start) * min(1.0, max(0.0, progress))
+        progress = (step - grown) / max(1.0, 0.8 * self.num_steps - grown)
+        return 1 - min(1.0, max(0.0, progress))
 
     @torch.no_grad()
     def dev(self) -> dict[str, float]:
@@ -212,20 +212,34 @@ class WireTask:
                 logits = reader.answer_logits(soft_tokens, packed)
             teacher = None
             if kl and settings.kl_weight:
-                teacher = self._teacher_logits(receiver, passages, question_key)
+                teacher, _ = self._read_text(receiver, passages, question_key)
         return answer_loss(logits, teacher, packed, settings)
 
     @torch.no_grad()
-    def _teacher_logits(
+    def _read_text(
         self, receiver: Receiver, passages: Sequence[TokenisedPassage], question_key: str
-    ) -> Tensor:
+    ) -> tuple[Tensor, PackedQuestions]:
         name, most = receiver.name, self._settings.max_questions_per_passage
         packed = receiver.pack(
             [choose(p.text_questions[name], most, question_key) for p in passages]
         )
-        return receiver.answer_logits(
-            receiver.text_source([p.text_ids[name] for p in passages]), packed
-        )
+        source = receiver.text_source([p.text_ids[name] for p in passages])
+        return receiver.answer_logits(source, packed), packed
+
+    def _soften(self, receiver: Receiver) -> float:
+        """The sharpness of attention at which a receiver of the full text is only so much worse."""
+        if not self._settings.softening:
+            return 1.0
+        passages = self._dev_passages[:_DEV_PASSAGES_AT_ONCE]
+
+        def loss(sharpness: float) -> float:
+            with receiver.softened(sharpness):
+                logits, packed = self._read_text(receiver, passages, "dev")
+            return F.cross_entropy(logits, packed.target_ids).item()
+
+        sharpness = least_sharpness(loss, self._settings.softening)
+        logger.info("softening the attention of %s to %.3f at first", receiver.name, sharpness)
+        return sharpness
 
     def _tokenise(self, split: Split) -> list[TokenisedPassage]:
         examples = read_examples(self._layout.split(split))
@@ -255,6 +269,19 @@ def pooling_widths(
     return {
         ratio: max(1.0, ratio * _WIDTH_MARGIN * encoder_tokens / fewest) for ratio in target_ratios
     }
+
+
+def least_sharpness(loss: Callable[[float], float], allowed: float) -> float:
+    """The smallest factor, to 2 %, at which a loss that falls with it exceeds `loss(1)` by no more.
+
+    Factors below 1/64 are not tried.
+    """
+    most = loss(1.0) + allowed
+    low, high = -6.0, 0.0
+    while high - low > 0.03:
+        middle = (low + high) / 2
+        low, high = (low, middle) if loss(2**middle) <= most else (middle, high)
+    return 2**high
 
 
 def _backbone_location(experiment: Experiment, layout: Layout) -> dict[str, Any]:

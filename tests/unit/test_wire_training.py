@@ -14,7 +14,7 @@ from latentwire.receivers.pretrain import save_receiver
 from latentwire.training.loop import Schedule, fit
 from latentwire.training.passages import _encoder_index
 from latentwire.training.state import StateDirectory
-from latentwire.training.wire import WireTask, make_wire
+from latentwire.training.wire import WireTask, least_sharpness, make_wire
 
 
 @pytest.fixture
@@ -121,18 +121,22 @@ def test_ratio_grows_from_one_to_the_target(task):
     assert halfway == [round(n / wire.widths[16.0] ** 0.5) for n in lengths]
 
 
-def test_sharpness_is_held_while_the_ratio_grows_and_then_rises_to_one(task):
-    task._settings = task._settings.model_copy(
-        update={"alignment_steps": 10, "ratio_growth": 0.4, "initial_sharpness": 0.3}
-    )
+def test_softness_is_held_while_the_ratio_grows_and_then_falls_to_zero(task):
+    task._settings = task._settings.model_copy(update={"alignment_steps": 10, "ratio_growth": 0.4})
     task.num_steps = 100
-    assert [task.sharpness(step) for step in (10, 50)] == [0.3, 0.3]
-    assert task.sharpness(70) == pytest.approx(0.65)
-    assert [task.sharpness(step) for step in (90, 99)] == [1, 1]
+    assert [task.softness(step) for step in (10, 50)] == [1, 1]
+    assert task.softness(65) == pytest.approx(0.5)
+    assert [task.softness(step) for step in (80, 99)] == [0, 0]
+
+
+def test_softening_costs_a_reader_of_text_what_is_allowed():
+    assert least_sharpness(lambda sharpness: 1 / sharpness, 1.5) == pytest.approx(0.4, rel=0.02)
+    assert least_sharpness(lambda sharpness: 1.0, 0.1) == pytest.approx(1 / 64, rel=0.02)
+    assert least_sharpness(lambda sharpness: 1e9 * (sharpness < 1), 0.1) == 1
 
 
 def test_dev_is_measured_with_the_receivers_as_they_are(task):
     expected = task.dev()
-    task._settings = task._settings.model_copy(update={"initial_sharpness": 0.3})
+    task._least_sharpness = dict.fromkeys(task._least_sharpness, 0.3)
     task.losses(0)
     assert task.dev() == expected
