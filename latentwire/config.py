@@ -30,7 +30,7 @@ class PocketData(Section):
     seed: int = Field(1, description="Seed of the passages; splits draw from disjoint streams.")
     train_passages: Positive = Field(16000, description="Training passages.")
     full_length_share: float = Field(
-        0.5,
+        0.75,
         ge=0,
         le=1,
         description="Share of them of full length, as all others are; the rest is of mixed length.",
@@ -396,13 +396,15 @@ class Experiment(Section):
         description="The receivers; a list, in the order of tables and figures.",
     )
     pretraining: Pretraining = Field(Pretraining(), description="Recipe of the pocket receivers.")
-    wire: Wire = Field(Wire(target_ratios=[4, 8]), description="The shared wire.")
+    wire: Wire = Field(Wire(target_ratios=[4]), description="The shared wire.")
     training: Training = Field(
         Training(
-            steps=2600,
+            steps=3400,
+            passages_per_step=9,
             alignment_steps=400,
             ratio_growth=0.3,
-            softening=0.1,
+            softening=0.5,
+            kl_weight=0.0,
         ),
         description="Training of the wire.",
     )

@@ -89,7 +89,9 @@ def test_pocket_full_is_the_default_with_three_seeds():
 def test_smoke_does_all_that_the_default_does():
     smoke, default = shipped("smoke"), Experiment()
     assert {receiver.source for receiver in smoke.receivers} == {"pretrain"}
-    assert smoke.wire == default.wire
+    assert set(smoke.wire.target_ratios) > set(default.wire.target_ratios)
+    ratios = {"target_ratios": default.wire.target_ratios}
+    assert smoke.wire.model_copy(update=ratios) == default.wire
     assert smoke.evaluation.methods == default.evaluation.methods == list(Method)
     assert smoke.statistics.family == default.statistics.family
 
