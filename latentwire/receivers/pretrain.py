@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -72,7 +72,7 @@ class Recipe:
 
     vocabulary: int
     special_tokens: dict[str, str]
-    splits_digits: bool
+    digits_per_token: int | None
     config: Callable[..., PreTrainedConfig]
     sizes: dict[str, Any]
 
@@ -94,7 +94,7 @@ RECIPES = {
     "llama": Recipe(
         vocabulary=1152,
         special_tokens={"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
-        splits_digits=False,
+        digits_per_token=None,
         config=LlamaConfig,
         sizes={
             "hidden_size": 160,
@@ -107,7 +107,7 @@ RECIPES = {
     "qwen": Recipe(
         vocabulary=1280,
         special_tokens={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
-        splits_digits=True,
+        digits_per_token=2,
         config=Qwen2Config,
         sizes={
             "hidden_size": 192,
@@ -171,9 +171,10 @@ def save_receiver(
 def make_tokenizer(recipe: Recipe, experiment: Experiment, seed: int) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE tokenizer, so that any UTF-8 text round-trips."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = [pre_tokenizers.Digits(individual_digits=True)] if recipe.splits_digits else []
+    digits = Regex(f" ?[0-9]{{1,{recipe.digits_per_token}}}")
+    splits = [pre_tokenizers.Split(digits, "isolated")] if recipe.digits_per_token else []
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     passages = itertools.islice(mixed_passages(f"tokenizer/{seed}"), _TOKENIZER_PASSAGES)
     tokenizer.train_from_iterator(
