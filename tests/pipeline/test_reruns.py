@@ -45,7 +45,7 @@ def test_an_edited_file_reruns_its_stage_and_what_follows(finished, edited, file
     [
         ("statistics={correction: fdr_bh}", {"statistics", "provenance"} | AFTER_STATISTICS),
         ("evaluation={max_new_tokens: 8}", {"evaluate_text"} | AFTER_TRAINING),
-        ("training={steps: 7}", {"train_wire"} | AFTER_TRAINING),
+        ("training={steps: 3500}", {"train_wire"} | AFTER_TRAINING),
         ("training={checkpoint_interval_seconds: 1}", set()),
         ("length={max_source_tokens: 500}", {"prepare"} | AFTER_PREPARE),
         ("seeds=[1,2]", {"train_wire"} | AFTER_TRAINING),
