@@ -5,6 +5,7 @@ Heavy libraries are imported by the verb that needs them, after the number of th
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             logger.error("interrupted")
             return INTERRUPTED
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                logger.error("%s. Free space, then run the stage again", error)
+                return USER_ERROR
             logger.exception("the stage failed; this is a fault of the program")
             return FAILURE
     return 0
@@ -226,12 +230,12 @@ def _complete(options: argparse.Namespace, experiment: "Experiment") -> None:
 def _check_writable(layout: Layout) -> None:
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=layout.root):
-            pass
+        with tempfile.TemporaryFile(dir=layout.root) as file:
+            file.write(b"A full disk takes empty files.")
     except OSError as error:
         raise UserError(
-            f"cannot write to {layout.root}: {error.strerror}. Make the folder writable, or choose "
-            "another with --results"
+            f"cannot write to {layout.root}: {error.strerror}. Make the folder writable, free "
+            "space, or choose another folder with --results"
         ) from error
 
 
@@ -253,7 +257,9 @@ def _log_to(handler: logging.Handler) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        # What does not fit on a full disk is on the terminal all the same.
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 def _set_threads(experiment: "Experiment", verb: Verb) -> None:

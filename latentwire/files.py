@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from latentwire.errors import UserError
 
 
@@ -33,10 +35,11 @@ def whole_file(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}. An earlier version of the file is "
-            "untouched. Free space or make the folder writable, then run the stage again."
+            f"cannot write {path}: {reason}. An earlier version of the file is untouched. Free "
+            "space or make the folder writable, then run the stage again."
         ) from error
 
 
