@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -72,7 +72,7 @@ class Recipe:
 
     vocabulary: int
     special_tokens: dict[str, str]
-    digits_per_token: int | None
+    digit_pairs: bool
     config: Callable[..., PreTrainedConfig]
     sizes: dict[str, Any]
 
@@ -94,7 +94,7 @@ RECIPES = {
     "llama": Recipe(
         vocabulary=1152,
         special_tokens={"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
-        digits_per_token=None,
+        digit_pairs=False,
         config=LlamaConfig,
         sizes={
             "hidden_size": 160,
@@ -107,7 +107,7 @@ RECIPES = {
     "qwen": Recipe(
         vocabulary=1280,
         special_tokens={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
-        digits_per_token=2,
+        digit_pairs=True,
         config=Qwen2Config,
         sizes={
             "hidden_size": 192,
@@ -170,22 +170,25 @@ def save_receiver(
 
 def make_tokenizer(recipe: Recipe, experiment: Experiment, seed: int) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE tokenizer, so that any UTF-8 text round-trips."""
+    # transformers parts all digits when it loads the tokenizer of a Qwen2 model, whatever the file
+    # says; only added tokens pass.
+    pairs = [f"{number:02}" for number in range(100)] if recipe.digit_pairs else []
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if recipe.digit_pairs else []
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = Regex(f" ?[0-9]{{1,{recipe.digits_per_token}}}")
-    splits = [pre_tokenizers.Split(digits, "isolated")] if recipe.digits_per_token else []
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     passages = itertools.islice(mixed_passages(f"tokenizer/{seed}"), _TOKENIZER_PASSAGES)
     tokenizer.train_from_iterator(
         (_document(passage, experiment) for passage in passages),
         trainers.BpeTrainer(
-            vocab_size=recipe.vocabulary,
+            vocab_size=recipe.vocabulary - len(pairs),
             special_tokens=list(recipe.special_tokens.values()),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
+    tokenizer.add_tokens(pairs)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **recipe.special_tokens)
 
 

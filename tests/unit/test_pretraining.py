@@ -5,11 +5,19 @@ import itertools
 import pytest
 import torch
 from samples import make_receiver
+from transformers import AutoTokenizer
 
 from latentwire.config import Experiment, Pretraining
 from latentwire.data.pocket import HELD_OUT_NAMES, NAMES, mixed_passages
 from latentwire.receivers.packing import packed_attention_mask, packed_positions
-from latentwire.receivers.pretrain import PretrainingTask, draw_passages, names_in_use
+from latentwire.receivers.pretrain import (
+    RECIPES,
+    PretrainingTask,
+    draw_passages,
+    make_tokenizer,
+    names_in_use,
+    save_receiver,
+)
 
 
 @pytest.fixture(params=["llama", "qwen"])
@@ -21,6 +29,18 @@ def task(request):
 @pytest.fixture
 def batch(task):
     return task._batch(list(itertools.islice(mixed_passages("aids"), 3)))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_saved_tokenizer_splits_as_it_did_in_training(name, tmp_path):
+    # transformers gives some families a splitting of their own, whatever the file says.
+    tokenizer = make_tokenizer(RECIPES[name], Experiment(), seed=1)
+    save_receiver(RECIPES[name].build(tokenizer), tokenizer, tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    texts = [passage.context for passage in itertools.islice(mixed_passages("saved"), 100)]
+    assert loaded(texts)["input_ids"] == tokenizer(texts)["input_ids"]
+    text = "1987, é🙂\n  in 7 or 350."
+    assert loaded.decode(loaded.encode(text)) == text
 
 
 def test_value_columns_hold_the_answer_tokens(task, batch):
