@@ -118,9 +118,11 @@ def draw_ratio(scores: Sequence[Score]) -> Figure:
         own = select(scores, receiver=receiver)
         for method in shown_methods(own):
             _draw_against_ratio(axes, method, select(own, method=method))
-        ticks = target_ratios(own)
+        ticks = [1.0, *target_ratios(own)]
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{ratio:g}x" for ratio in ticks])
+        # From uncompressed on, so that ratios that hardly differ stand close together.
+        axes.set_xlim(1, 1.25 * max(*ticks, *(score.ratio or 1 for score in own)))
         axes.set(xlabel="measured compression ratio", ylabel="F1", ylim=(0, 1.02), title=receiver)
     return _shared_legend(figure)
 
@@ -139,13 +141,13 @@ def draw_controls(scores: Sequence[Score]) -> Figure:
 
 
 def draw_training(runs: dict[str, list[dict[str, float]]]) -> Figure:
-    """Training loss, and cross-entropy on dev, against the step; a panel per dev column."""
+    """Losses in training, and cross-entropy on dev, against the step."""
     columns = {key: None for rows in runs.values() for row in rows for key in row}
     dev = [key for key in columns if key.startswith("dev/")]
     figure, panels = _panels(1 + bool(dev))
     for name, rows in runs.items():
         suffix = f", {name}" if len(runs) > 1 else ""
-        for part in ("loss", "cross_entropy", "kl"):
+        for part in ("cross_entropy", "kl"):
             if part in columns:
                 _draw_curve(panels[0], rows, part, part.replace("_", "-") + suffix)
         for key in dev:

@@ -10,7 +10,7 @@ import pytest
 from latentwire.config import Experiment
 from latentwire.errors import UserError
 from latentwire.layout import Layout
-from latentwire.reporting.figures import write_figures
+from latentwire.reporting.figures import draw_ratio, write_figures
 from latentwire.reporting.headline import print_headline, write_headline
 from latentwire.reporting.provenance import write_provenance
 from latentwire.reporting.scores import read_scores
@@ -237,6 +237,13 @@ def test_figures_are_vector_drawings_with_their_words(drawn, name, words):
     figure = ElementTree.parse(drawn.layout.figure(name)).getroot()
     texts = {"".join(node.itertext()).strip() for node in figure.iter() if "text" in node.tag}
     assert set(words) <= texts
+
+
+def test_compression_is_drawn_from_none_on(drawn):
+    for panel in draw_ratio(read_scores(drawn.layout.metrics)).axes:
+        left, right = panel.get_xlim()
+        assert left == 1
+        assert right > 8.1
 
 
 def test_figures_are_the_same_bytes_again(drawn):
