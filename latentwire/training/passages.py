@@ -69,7 +69,6 @@ def tokenise_passages(
     mode = wire.config.source_mode
     groups = group_sources(examples, mode)
     sources = [source_text(group[0], mode) for group in groups]
-    contexts = [group[0].context for group in groups]
     encoder_ids = wire.source_ids(sources)
     source_ids = {r.name: r.prompt.source_ids(sources) for r in latent_readers}
     spans = _spans(wire.tokenizer, sources)
@@ -77,9 +76,14 @@ def tokenise_passages(
         r.name: list(map(_encoder_index, spans, _spans(r.tokenizer, sources)))
         for r in latent_readers
     }
-    text_ids = {r.name: r.prompt.source_ids(contexts) for r in text_readers}
-    questions = {r.name: _question_groups(groups, r, no_answer_text) for r in latent_readers}
-    text_questions = {r.name: _question_groups(groups, r, no_answer_text) for r in text_readers}
+    questions = _questions(groups, latent_readers, no_answer_text)
+    if mode == "context":
+        # Latents stand where the text would, between the same words.
+        text_ids, text_questions = source_ids, questions
+    else:
+        contexts = [group[0].context for group in groups]
+        text_ids = {r.name: r.prompt.source_ids(contexts) for r in text_readers}
+        text_questions = _questions(groups, text_readers, no_answer_text)
     return [
         TokenisedPassage(
             encoder_ids[index],
@@ -93,15 +97,22 @@ def tokenise_passages(
     ]
 
 
-def _question_groups(
-    groups: Sequence[Sequence[Example]], receiver: Receiver, no_answer_text: str
-) -> list[QuestionIds]:
+def _questions(
+    groups: Sequence[Sequence[Example]], receivers: Sequence[Receiver], no_answer_text: str
+) -> dict[str, list[QuestionIds]]:
     flat = [example for group in groups for example in group]
-    questions = receiver.prompt.question_ids([example.question for example in flat])
-    answers = receiver.prompt.answer_ids(
-        [example.answers[0] if example.answers else no_answer_text for example in flat]
-    )
-    return lay_out(zip(questions, answers, strict=True), groups)
+    golds = [example.answers[0] if example.answers else no_answer_text for example in flat]
+    return {
+        receiver.name: lay_out(
+            zip(
+                receiver.prompt.question_ids([example.question for example in flat]),
+                receiver.prompt.answer_ids(golds),
+                strict=True,
+            ),
+            groups,
+        )
+        for receiver in receivers
+    }
 
 
 def _spans(

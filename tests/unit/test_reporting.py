@@ -229,7 +229,10 @@ def drawn(tmp_path_factory):
         ("tasks", ["pocket_unseen_names", "llama", "qwen"]),
         ("ratio", ["4x", "8x", "measured compression ratio", "shuffled latents", "no text"]),
         ("controls", ["4x", "8x", "shuffled latents"]),
-        ("training", ["cross-entropy, seed 1", "cross-entropy, seed 2", "llama/4x, seed 1", "step"]),
+        (
+            "training",
+            ["cross-entropy, seed 1", "cross-entropy, seed 2", "llama/4x, seed 1", "step"],
+        ),
         ("cost", ["bytes sent per question", "seconds per question"]),
     ],
 )
