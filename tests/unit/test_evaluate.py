@@ -1,0 +1,66 @@
+"""Evaluation of the bundled receivers: what gold answers may and may not change."""
+
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+from latentwire.config import Experiment, PocketData
+from latentwire.data.prepare import prepare
+from latentwire.data.tables import read_examples, write_examples
+from latentwire.evaluation.evaluate import evaluate_text, evaluate_wire
+from latentwire.layout import Layout
+from latentwire.receivers.build import build_receiver
+from latentwire.receivers.loading import load_receiver
+from latentwire.training.wire import make_wire
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Rows of the predictions by method and receiver, with gold answers and with wrong ones."""
+    data = PocketData(train_passages=4, dev_passages=2, test_passages=2)
+    experiment = Experiment(experiment="gold", data=data)
+    layout = Layout("gold", tmp_path_factory.mktemp("results"))
+    receivers = []
+    for receiver in experiment.receivers:
+        build_receiver(experiment, layout, receiver.name)
+        receivers.append(load_receiver(experiment, layout, receiver.name))
+    prepare(experiment, layout)
+    make_wire(experiment, layout, receivers).save_pretrained(layout.wire("shared", 1))
+    gold = evaluate(experiment, layout)
+    examples = read_examples(layout.split("test"))
+    shifted = [*examples[1:], examples[0]]
+    write_examples(
+        layout.split("test"),
+        [replace(e, answers=other.answers) for e, other in zip(examples, shifted, strict=True)],
+    )
+    return gold, evaluate(experiment, layout)
+
+
+def evaluate(experiment: Experiment, layout: Layout) -> dict[str, list[dict]]:
+    for receiver in experiment.receivers:
+        evaluate_text(experiment, layout, receiver.name)
+    evaluate_wire(experiment, layout, "shared", 1)
+    folder = layout.root / "predictions"
+    return {
+        str(path.relative_to(folder)): pq.read_table(path).to_pylist()
+        for path in sorted(folder.rglob("*.parquet"))
+    }
+
+
+def test_answers_do_not_depend_on_gold_answers(evaluated):
+    gold, wrong = evaluated
+    assert len(gold) == 2 * 5
+    own = ("prediction", "source_tokens", "prompt_tokens", "soft_tokens", "payload_bytes")
+    for name, rows in gold.items():
+        for before, after in zip(rows, wrong[name], strict=True):
+            assert [before[key] for key in own] == [after[key] for key in own]
+
+
+def test_scores_do(evaluated):
+    gold, wrong = (
+        [row["em"] for name, rows in part.items() if name.startswith("text/") for row in rows]
+        for part in evaluated
+    )
+    assert sum(gold) / len(gold) > 0.95
+    assert sum(wrong) / len(wrong) < 0.3
