@@ -80,9 +80,12 @@ class Wire(nn.Module):
 
     @cached_property
     def wire_id(self) -> bytes:
-        """16 bytes that name the wire: a digest of its weights, taken when first asked for."""
+        """16 bytes that name the wire: a digest of the encoder's weights, taken when first asked for.
+
+        Adapters do not count: a receiver that is added later reads the messages of before.
+        """
         digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
+        for name, value in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
         return digest.digest()[:16]
 
@@ -150,7 +153,17 @@ class Wire(nn.Module):
         ]
 
     def receive(self, receiver: str, messages: Sequence[Latents]) -> Source:
-        """Soft tokens of messages, right-padded to the longest."""
+        """Soft tokens of messages, right-padded to the longest.
+
+        Raises:
+            UserError: if the wire has no adapter for the receiver, or a message is another wire's.
+        """
+        for message in messages:
+            if message.wire_id != self.wire_id:
+                raise UserError(
+                    f"a message of wire {message.wire_id.hex()} cannot be read through wire "
+                    f"{self.wire_id.hex()}; use the wire that wrote it"
+                )
         lengths = torch.tensor([len(message.values) for message in messages])
         values = nn.utils.rnn.pad_sequence(
             [message.values for message in messages], batch_first=True

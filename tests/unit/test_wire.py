@@ -8,7 +8,6 @@ from transformers import AutoModel
 from latentwire.config import Adapter, Encoder, Pooling
 from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
-from latentwire.wire.payload import Latents
 from latentwire.wire.pooling import num_groups, pool
 from latentwire.wire.wire import ReceiverFacts, Wire
 
@@ -116,35 +115,11 @@ def test_unknown_ratio_receiver_and_empty_text(receiver):
         wire.encode([""], ratio=2)
 
 
-def test_payload_round_trip_and_size():
-    values = torch.randn(7, 16)
-    latents = Latents.quantise(values, 4.0, b"w" * 16)
-    payload = latents.to_bytes()
-    again = Latents.from_bytes(payload)
-    assert torch.equal(again.values, latents.values)
-    assert again.ratio == 4.0
-    assert again.wire_id == b"w" * 16
-    assert len(payload) - 7 * 16 * 2 < 64
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda p: b"", "header"),
-        (lambda p: b"{}" + p, "header"),
-        (lambda p: p[:5] + b"\x09" + p[6:], "version 9"),
-        (lambda p: p[:-1], "cut or altered"),
-        (lambda p: p + b"0", "cut or altered"),
-        (lambda p: p[:-1] + bytes([p[-1] ^ 1]), "checksum"),
-        (lambda p: p[:10] + bytes([p[10] ^ 1]) + p[11:], "checksum"),
-    ],
-)
-def test_damaged_payloads_are_refused(damage, message):
-    payload = Latents.quantise(torch.randn(3, 4), 4.0, b"w" * 16).to_bytes()
-    with pytest.raises(UserError, match=message):
-        Latents.from_bytes(damage(payload))
-
-
-def test_values_that_fp16_cannot_carry_are_refused():
-    with pytest.raises(UserError, match="diverged"):
-        Latents.quantise(torch.full((1, 1), 1e6), 4.0, b"w" * 16).to_bytes()
+def test_messages_of_another_encoder_are_refused(receiver):
+    wire, same, other = (make_wire(receiver) for _ in range(3))
+    same.adapters[0].log_gain.add_(1)
+    other.encoder.project.weight.add_(1)
+    messages = wire.encode(CONTEXTS, ratio=2)
+    assert same.receive("a.b", messages).mask.any()
+    with pytest.raises(UserError, match=f"wire {wire.wire_id.hex()} .* wire {other.wire_id.hex()}"):
+        other.receive("a.b", messages)
