@@ -191,6 +191,7 @@ class Pretraining(Section):
 class Pooling(StrEnum):
     mean = "mean"
     last = "last"
+    attention = "attention"
     queries = "queries"
 
 
@@ -205,8 +206,11 @@ class Encoder(Section):
     bidirectional: bool = Field(True, description="Attend in both directions instead of causally.")
     pooling: Pooling = Field(
         Pooling.mean,
-        description="mean or last hidden state of each group of tokens, or a fixed number of "
-        "learned queries.",
+        description="mean or last hidden state of each group of tokens; attention of the mean of "
+        "each group to all tokens; or queries, a fixed number of learned ones.",
+    )
+    pooling_layers: Positive = Field(
+        2, description="Layers of such attention (pooling: attention); not used otherwise."
     )
     num_latents: Positive | None = Field(
         None, description="Length of the message with pooling: queries; not used otherwise."
@@ -261,6 +265,11 @@ class Training(Section):
     passages_per_step: Positive = Field(
         16, description="Longest passages in a step; shorter ones are proportionally more."
     )
+    receivers_per_step: Literal["one", "all"] = Field(
+        "all",
+        description="Receivers that read the messages of a step: all, or one that is drawn, which "
+        "takes less time and memory.",
+    )
     max_questions_per_passage: Positive = Field(
         16, description="Questions of a passage used together; a random choice if it has more."
     )
@@ -277,8 +286,8 @@ class Training(Section):
         0.0,
         ge=0,
         le=1,
-        description="Share of all steps in which the ratio then grows from 1 to its target; 0 "
-        "starts at the target.",
+        description="Share of all steps in which the ratio then grows from 1 to the highest "
+        "target, lower ones being kept once they are reached; 0 starts at the targets.",
     )
     softening: float = Field(
         0.0,
@@ -326,6 +335,8 @@ class Method(StrEnum):
     closed_book = "closed_book"
     truncate_head = "truncate_head"
     latent = "latent"
+    latent_int8 = "latent_int8"
+    latent_int4 = "latent_int4"
     control_shuffled = "control_shuffled"
 
 

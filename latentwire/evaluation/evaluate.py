@@ -14,6 +14,7 @@ from latentwire.data.tables import Example, group_by_passage, read_examples, sou
 from latentwire.errors import UserError
 from latentwire.evaluation.answering import Answer, answer
 from latentwire.evaluation.methods import (
+    PAYLOAD_DTYPES,
     Sent,
     derangement,
     encode_payloads,
@@ -85,19 +86,20 @@ def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: 
     mode, ratios = wire.config.source_mode, experiment.wire.target_ratios
     groups = group_sources(read_examples(layout.split("test")), mode)
     sources = [source_text(group[0], mode) for group in groups]
-    payloads, seconds = encode_payloads(wire, sources, ratios, experiment.evaluation.batch_passages)
+    methods = [m for m in experiment.evaluation.methods if m not in TEXT_METHODS]
+    dtypes = {method: PAYLOAD_DTYPES.get(method, "fp16") for method in methods}
+    forms = [(ratio, dtype) for ratio in ratios for dtype in dict.fromkeys(dtypes.values())]
+    payloads, seconds = encode_payloads(wire, sources, forms, experiment.evaluation.batch_passages)
     strangers = derangement([group[0].passage_id for group in groups], experiment.evaluation.seed)
     for settings in experiment.receivers:
         receiver = latent_reader(experiment, load_receiver(experiment, layout, settings.name))
         _check_anchor(wire, receiver)
         ids = receiver.prompt.source_ids(sources)
-        for method in experiment.evaluation.methods:
-            if method in TEXT_METHODS:
-                continue
+        for method, dtype in dtypes.items():
             source_of = strangers if method == Method.control_shuffled else range(len(groups))
             rows: list[Prediction] = []
             for ratio in ratios:
-                sent = [payloads[ratio][index] for index in source_of]
+                sent = [payloads[ratio, dtype][index] for index in source_of]
                 rows += _predict(
                     experiment,
                     receiver,
@@ -107,7 +109,7 @@ def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: 
                     partial(send_latents, wire, receiver.name, sent),
                     ratio=ratio,
                     wire=wire_name,
-                    encode_seconds=seconds[ratio],
+                    encode_seconds=seconds[ratio, dtype],
                 )
             write_predictions(layout.predictions(method, receiver.name, wire_name, seed), rows)
             _report(method, receiver.name, rows)

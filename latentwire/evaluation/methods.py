@@ -5,9 +5,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from latentwire.config import Method
 from latentwire.receivers.receiver import Receiver, Source
 from latentwire.wire.payload import Latents
 from latentwire.wire.wire import Wire
+
+PAYLOAD_DTYPES = {Method.latent_int8: "int8", Method.latent_int4: "int4"}
+"""Methods whose messages are not written as fp16."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +66,28 @@ def head_ids(source_ids: Sequence[list[int]], ratio: float) -> list[list[int]]:
 
 
 def encode_payloads(
-    wire: Wire, sources: Sequence[str], ratios: Sequence[float], batch_size: int
-) -> tuple[dict[float, list[bytes]], dict[float, float]]:
-    """Byte forms of all sources at every ratio, and the seconds per source at each.
+    wire: Wire,
+    sources: Sequence[str],
+    forms: Sequence[tuple[float, str]],
+    batch_size: int,
+) -> tuple[dict[tuple[float, str], list[bytes]], dict[tuple[float, str], float]]:
+    """Byte forms of all sources at every ratio and dtype, and the seconds per source of each.
 
-    A source is read once for all ratios; every ratio is charged the whole reading.
+    A source is read once for all forms; every form is charged the whole reading.
     """
-    payloads: dict[float, list[bytes]] = {ratio: [] for ratio in ratios}
-    seconds = dict.fromkeys(ratios, 0.0)
+    payloads: dict[tuple[float, str], list[bytes]] = {form: [] for form in forms}
+    seconds = dict.fromkeys(forms, 0.0)
     source_ids = wire.source_ids(sources)
     for start in range(0, len(sources), batch_size):
         started = time.perf_counter()
         read = wire.read(source_ids[start : start + batch_size])
         reading = time.perf_counter() - started
-        for ratio in ratios:
+        for ratio, dtype in forms:
             started = time.perf_counter()
-            payloads[ratio] += [message.to_bytes() for message in wire.messages(read, ratio)]
-            seconds[ratio] += reading + time.perf_counter() - started
-    return payloads, {ratio: total / len(sources) for ratio, total in seconds.items()}
+            messages = wire.messages(read, ratio)
+            payloads[ratio, dtype] += [message.to_bytes(dtype) for message in messages]
+            seconds[ratio, dtype] += reading + time.perf_counter() - started
+    return payloads, {form: total / len(sources) for form, total in seconds.items()}
 
 
 def derangement(owners: Sequence[str], seed: int) -> list[int]:

@@ -15,6 +15,8 @@ ALL_TASKS = "all"
 METHODS = {
     "text": ("full text", "#000000"),
     "latent": ("latents", "#0072B2"),
+    "latent_int8": ("latents, int8", "#56B4E9"),
+    "latent_int4": ("latents, int4", "#009E73"),
     "truncate_head": ("truncated text", "#E69F00"),
     "closed_book": ("no text", "#999999"),
     "control_shuffled": ("shuffled latents", "#D55E00"),

@@ -104,8 +104,8 @@ class WireTask:
     """Answers of frozen receivers that read latents, against gold answers and the full text.
 
     At first soft tokens learn the receivers' embeddings, one for each token of the source, so that
-    receivers read from the start. From then on each step draws one receiver, and a target ratio for
-    every passage of the batch, towards which the ratio grows.
+    receivers read from the start. From then on each step draws a target ratio for every passage of
+    the batch, towards which the ratio grows, and all receivers, or one, read the same messages.
     """
 
     def __init__(
@@ -133,17 +133,12 @@ class WireTask:
         if step < self._settings.alignment_steps:
             losses = self._alignment(passages)
         else:
-            draw = random.Random(f"{self._seed}/{step}")
-            receiver = draw.choice(self._receivers)
-            ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
-            key = f"{self._seed}/{epoch}"
-            sharpness = self._least_sharpness[receiver.name] ** self.softness(step)
-            losses = self._forward(receiver, passages, ratios, key, self.growth(step), sharpness)
+            losses = self._answers(step, epoch, passages)
         tokens = sum(passage.num_tokens for passage in passages)
         return losses, {"examples": len(passages), "tokens": tokens}
 
     def growth(self, step: int) -> float:
-        """How far the ratio has grown, from 0, a ratio of 1, to 1, the target."""
+        """How far the ratio has grown, from 0, a ratio of 1, to 1, the highest target."""
         steps = self._settings.ratio_growth * self.num_steps
         return min(1.0, (step - self._settings.alignment_steps) / steps) if steps else 1.0
 
@@ -166,48 +161,78 @@ class WireTask:
         total = num_tokens = 0.0
         for start in range(0, len(self._dev_passages), _DEV_PASSAGES_AT_ONCE):
             passages = self._dev_passages[start : start + _DEV_PASSAGES_AT_ONCE]
-            ratios = [ratio] * len(passages)
-            losses = self._forward(receiver, passages, ratios, "dev", kl=False)
+            latents, mask = self._encode(passages, [ratio] * len(passages))
+            losses = self._read_latents(receiver, latents, mask, passages, "dev", kl=False)
             count = sum(len(a) for p in passages for _, a in p.questions[receiver.name])
             total += losses["cross_entropy"].item() * count
             num_tokens += count
         return total / num_tokens
 
     def _alignment(self, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:
-        wire, device = self.module, self._experiment.device
-        with torch.autocast(device, torch.bfloat16, enabled=self._settings.precision == "bfloat16"):
-            sources = wire.read([p.encoder_ids for p in passages])
-            latents, mask = wire.latents(
-                sources, wire.config.target_ratios[:1] * len(passages), 0.0
+        ratios = self._experiment.wire.target_ratios[:1] * len(passages)
+        latents, mask = self._encode(passages, ratios, growth=0.0)
+        losses = {}
+        for name, reader in self._latent_readers.items():
+            text = reader.text_source([p.source_ids[name] for p in passages])
+            index, _ = pad_rows([p.encoder_index[name] for p in passages], mask.shape[1])
+            with self._autocast():
+                soft_tokens = self.module.soft_tokens(name, latents, mask).embeddings
+            losses[f"{name}/alignment_loss"] = alignment_loss(
+                soft_tokens, text.embeddings.float(), index.to(self._experiment.device)
             )
-            losses = {}
-            for name, reader in self._latent_readers.items():
-                text = reader.text_source([p.source_ids[name] for p in passages])
-                index, _ = pad_rows([p.encoder_index[name] for p in passages], mask.shape[1])
-                soft_tokens = wire.soft_tokens(name, latents, mask).embeddings
-                losses[f"{name}/alignment_loss"] = alignment_loss(
-                    soft_tokens, text.embeddings.float(), index.to(device)
-                )
         return {"loss": torch.stack([*losses.values()]).sum(), **losses}
 
-    def _forward(
+    def _answers(
+        self, step: int, epoch: int, passages: Sequence[TokenisedPassage]
+    ) -> dict[str, Tensor]:
+        """Losses of a step's answers; those of several receivers are averaged."""
+        draw = random.Random(f"{self._seed}/{step}")
+        drawn = draw.choice(self._receivers)
+        readers = self._receivers if self._settings.receivers_per_step == "all" else [drawn]
+        ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
+        latents, mask = self._encode(passages, ratios, self.growth(step))
+        each = [
+            self._read_latents(
+                receiver,
+                latents,
+                mask,
+                passages,
+                question_key=f"{self._seed}/{epoch}",
+                sharpness=self._least_sharpness[receiver.name] ** self.softness(step),
+            )
+            for receiver in readers
+        ]
+        return {key: torch.stack([losses[key] for losses in each]).mean() for key in each[0]}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self._experiment.device,
+            torch.bfloat16,
+            enabled=self._settings.precision == "bfloat16",
+        )
+
+    def _encode(
+        self, passages: Sequence[TokenisedPassage], ratios: Sequence[float], growth: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            sources = self.module.read([p.encoder_ids for p in passages])
+            return self.module.latents(sources, ratios, growth)
+
+    def _read_latents(
         self,
         receiver: Receiver,
+        latents: Tensor,
+        mask: Tensor,
         passages: Sequence[TokenisedPassage],
-        ratios: Sequence[float],
         question_key: str,
-        growth: float = 1.0,
         sharpness: float = 1.0,
         kl: bool = True,
     ) -> dict[str, Tensor]:
-        wire, settings, name = self.module, self._settings, receiver.name
-        most, device = settings.max_questions_per_passage, self._experiment.device
-        reader = self._latent_readers[name]
+        settings, name = self._settings, receiver.name
+        reader, most = self._latent_readers[name], settings.max_questions_per_passage
         packed = reader.pack([choose(p.questions[name], most, question_key) for p in passages])
-        with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            sources = wire.read([p.encoder_ids for p in passages])
-            latents, mask = wire.latents(sources, ratios, growth)
-            soft_tokens = wire.soft_tokens(name, latents, mask)
+        with self._autocast():
+            soft_tokens = self.module.soft_tokens(name, latents, mask)
             with reader.softened(sharpness):
                 logits = reader.answer_logits(soft_tokens, packed)
             teacher = None

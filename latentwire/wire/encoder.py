@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from latentwire.config import Encoder as EncoderConfig
 from latentwire.config import Pooling
-from latentwire.wire.pooling import pool
+from latentwire.wire.pooling import PooledAttention, group_centres, pool
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Encoder(nn.Module):
         self.config = config
         hidden_size = backbone.config.hidden_size
         self.project = nn.Linear(hidden_size, latent_dim)
+        if config.pooling == Pooling.attention:
+            num_heads = backbone.config.num_attention_heads
+            self.pooled_attention = nn.ModuleList(
+                PooledAttention(hidden_size, num_heads) for _ in range(config.pooling_layers)
+            )
         if config.num_latents is not None:
             self.queries = nn.Parameter(torch.randn(config.num_latents, hidden_size) * 0.02)
 
@@ -77,6 +82,10 @@ class Encoder(nn.Module):
             mask = torch.ones(pooled.shape[:2], dtype=torch.bool, device=pooled.device)
         else:
             pooled, mask = pool(sources.hidden, sources.mask, groups, self.config.pooling)
+        if self.config.pooling == Pooling.attention:
+            centres = group_centres(sources.mask.sum(1), groups)
+            for layer in self.pooled_attention:
+                pooled = layer(pooled, sources.hidden, sources.mask, centres)
         return self.project(pooled), mask
 
     def _append_queries(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

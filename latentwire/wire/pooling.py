@@ -4,7 +4,8 @@ Shapes: B sources, S tokens, H hidden width, M latents of the longest message.
 """
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from latentwire.config import Pooling
 
@@ -24,7 +25,7 @@ def pool(hidden: Tensor, mask: Tensor, groups: Tensor, pooling: Pooling) -> tupl
         hidden: `[B, S, H]` token states.
         mask: `[B, S]` true where a token is real; real tokens come first.
         groups: `[B]` number of groups of each source, at most its tokens.
-        pooling: mean of a group, or its last state.
+        pooling: last state of a group, or else its mean.
 
     Returns:
         Pooled states `[B, M, H]` and their mask `[B, M]`.
@@ -40,3 +41,66 @@ def pool(hidden: Tensor, mask: Tensor, groups: Tensor, pooling: Pooling) -> tupl
     weights = member.to(hidden.dtype)
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
     return weights @ hidden, index < groups[:, None]
+
+
+class PooledAttention(nn.Module):
+    """A layer whose queries are pooled states, and whose keys and values are those of all tokens.
+
+    The idea is ARC-Encoder's (Kyutai 2025), there for the last layer of the encoder. Here it
+    starts as the identity, so that a wire with it starts as one that pools by mean.
+
+    Args:
+        width: hidden width H.
+        num_heads: attention heads; H must be a multiple of twice as many.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        for last in (self.out, self.down):
+            nn.init.zeros_(last.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, pooled: Tensor, hidden: Tensor, mask: Tensor, centres: Tensor) -> Tensor:
+        """Updates pooled states.
+
+        Args:
+            pooled: `[B, M, H]`.
+            hidden: `[B, S, H]` token states.
+            mask: `[B, S]` true where a token is real.
+            centres: `[B, M]` the middle of each group, in token positions.
+        """
+        positions = torch.arange(hidden.shape[1], device=hidden.device).expand(mask.shape)
+        attended = F.scaled_dot_product_attention(
+            _rotate(self._heads(self.query(F.rms_norm(pooled, pooled.shape[-1:]))), centres),
+            _rotate(self._heads(self.key(hidden)), positions),
+            self._heads(self.value(hidden)),
+            attn_mask=mask[:, None, None],
+        )
+        pooled = pooled + self.out(attended.transpose(1, 2).flatten(2))
+        return pooled + self.down(F.gelu(self.up(F.rms_norm(pooled, pooled.shape[-1:]))))
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def group_centres(num_tokens: Tensor, groups: Tensor) -> Tensor:
+    """The middle `[B, M]` of each group of tokens, in token positions."""
+    index = torch.arange(int(groups.max()), device=groups.device)
+    return (index + 0.5) * (num_tokens / groups)[:, None] - 0.5
+
+
+def _rotate(states: Tensor, positions: Tensor) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864) at `[B, S]` positions that need not be whole."""
+    half = states.shape[-1] // 2
+    rates = 10000.0 ** (-torch.arange(half, device=states.device) / half)
+    angles = positions[:, None, :, None] * rates
+    cos, sin = angles.cos().to(states.dtype), angles.sin().to(states.dtype)
+    first, second = states[..., :half], states[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

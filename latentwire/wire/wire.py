@@ -80,7 +80,7 @@ class Wire(nn.Module):
 
     @cached_property
     def wire_id(self) -> bytes:
-        """16 bytes that name the wire: a digest of the encoder's weights, taken when first asked for.
+        """16 bytes that name the wire: a digest of its encoder, taken when first asked for.
 
         Adapters do not count: a receiver that is added later reads the messages of before.
         """
@@ -108,7 +108,8 @@ class Wire(nn.Module):
         Args:
             sources: what the encoder read.
             ratios: target ratio of each source.
-            growth: how far training has come from one latent per token, 0, to the targets, 1.
+            growth: how far training has come from one latent per token, 0, to the highest
+                ratio, 1; lower ratios are kept once they are reached.
 
         Raises:
             UserError: if the wire was not trained for a ratio.
@@ -116,7 +117,8 @@ class Wire(nn.Module):
         unknown = sorted(set(ratios) - self.widths.keys())
         if unknown:
             raise UserError(f"ratio {unknown[0]} is not one of the wire's: {sorted(self.widths)}")
-        widths = torch.tensor([self.widths[ratio] ** growth for ratio in ratios])
+        most = max(self.widths.values()) ** growth
+        widths = torch.tensor([min(self.widths[ratio], most) for ratio in ratios])
         return self.encoder.latents(
             sources, num_groups(sources.mask.sum(1), widths.to(self.device))
         )

@@ -89,6 +89,8 @@ def test_tables_of_questions_keep_their_contract(layout):
         ("closed_book", False, False),
         ("truncate_head", True, False),
         ("latent", True, True),
+        ("latent_int8", True, True),
+        ("latent_int4", True, True),
         ("control_shuffled", True, True),
     ],
 )

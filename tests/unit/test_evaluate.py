@@ -5,7 +5,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from latentwire.config import Experiment, PocketData
+from latentwire.config import Experiment, Method, PocketData
 from latentwire.data.prepare import prepare
 from latentwire.data.tables import read_examples, write_examples
 from latentwire.evaluation.evaluate import evaluate_text, evaluate_wire
@@ -50,7 +50,7 @@ def evaluate(experiment: Experiment, layout: Layout) -> dict[str, list[dict]]:
 
 def test_answers_do_not_depend_on_gold_answers(evaluated):
     gold, wrong = evaluated
-    assert len(gold) == 2 * 5
+    assert len(gold) == 2 * len(Method)
     own = ("prediction", "source_tokens", "prompt_tokens", "soft_tokens", "payload_bytes")
     for name, rows in gold.items():
         for before, after in zip(rows, wrong[name], strict=True):

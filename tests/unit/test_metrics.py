@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from latentwire.config import Evaluation, Experiment, Method, Statistics, Wire
+from latentwire.config import TEXT_METHODS, Evaluation, Experiment, Method, Statistics, Wire
 from latentwire.errors import UserError
 from latentwire.evaluation.predictions import Prediction, write_predictions
 from latentwire.layout import Layout
@@ -22,6 +22,8 @@ ACCURACY = {
     Method.closed_book: 0.1,
     Method.truncate_head: 0.35,
     Method.latent: 0.6,
+    Method.latent_int8: 0.6,
+    Method.latent_int4: 0.55,
     Method.control_shuffled: 0.1,
 }
 
@@ -49,7 +51,7 @@ def predictions(experiment, layout):
     files = {}
     for receiver in experiment.receivers:
         for method in experiment.evaluation.methods:
-            is_latent = method in (Method.latent, Method.control_shuffled)
+            is_latent = method not in TEXT_METHODS
             has_ratio = is_latent or method == Method.truncate_head
             for seed in experiment.seeds if is_latent else [0]:
                 wire = experiment.wire.name if is_latent else "none"
@@ -129,7 +131,7 @@ def test_metrics_has_the_columns_and_every_row_set_once(experiment, layout):
     ]
     assert len(set(keys)) == len(keys)
     row_sets = {key[:-1] for key in keys}
-    runs_of_a_receiver = 2 + 2 + 2 * 2 * 2
+    runs_of_a_receiver = 2 + 2 + 4 * 2 * 2
     assert len(row_sets) == 2 * 3 * runs_of_a_receiver
     assert {row["task"] for row in rows} == {"all", "even", "odd"}
     assert {row["seed"] for row in select(rows, method="latent")} == {"1", "2"}

@@ -8,7 +8,7 @@ from transformers import AutoModel
 from latentwire.config import Adapter, Encoder, Pooling
 from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
-from latentwire.wire.pooling import num_groups, pool
+from latentwire.wire.pooling import PooledAttention, group_centres, num_groups, pool
 from latentwire.wire.wire import ReceiverFacts, Wire
 
 
@@ -22,6 +22,10 @@ def make_wire(receiver, **encoder):
     )
     facts = ReceiverFacts(receiver.embedding_dim, receiver.embedding_rms, [1, 2])
     wire = Wire(settings, backbone, receiver.tokenizer, {2.0: 2.1, 4.0: 4.2}, {"a.b": facts})
+    for weight in wire.parameters():
+        # Some layers start as the identity, which nothing could be seen through.
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.02)
     return wire.eval().requires_grad_(False)
 
 
@@ -30,6 +34,7 @@ def make_wire(receiver, **encoder):
     [
         {},
         {"pooling": "last"},
+        {"pooling": "attention"},
         {"bidirectional": False},
         {"pooling": "queries", "num_latents": 5},
     ],
@@ -71,6 +76,40 @@ def test_pooling_against_slices():
     last, _ = pool(hidden, mask, torch.tensor([3, 2]), Pooling.last)
     assert last[0, :, 0].tolist() == [3, 6, 9]
     assert last[1, :2, 0].tolist() == [3, 6]
+
+
+def test_pooled_attention_against_a_loop():
+    layer, (hidden, pooled) = PooledAttention(8, 2), torch.randn(2, 1, 6, 8)
+    pooled, mask = pooled[:, :2], torch.arange(6)[None] < 5
+    centres = group_centres(mask.sum(1), torch.tensor([2]))
+    assert centres.tolist() == [[0.75, 3.25]]
+    assert torch.equal(layer(pooled, hidden, mask, centres), pooled)
+    for weight in layer.parameters():
+        torch.nn.init.normal_(weight)
+    updated = layer(pooled, hidden, mask, centres)[0]
+    for group in range(2):
+        state, heads = pooled[0, group], []
+        query = layer.query(state / state.square().mean().sqrt()).view(2, 4)
+        for head in range(2):
+            keys, values = (
+                part(hidden[0, :5]).view(5, 2, 4)[:, head] for part in (layer.key, layer.value)
+            )
+            logits = [
+                turned(query[head], centres[0, group] - place) @ key / 4**0.5
+                for place, key in enumerate(keys)
+            ]
+            heads.append(torch.stack(logits).softmax(0) @ values)
+        state = state + layer.out(torch.cat(heads))
+        inner = layer.up(state / state.square().mean().sqrt())
+        expected = state + layer.down(torch.nn.functional.gelu(inner))
+        torch.testing.assert_close(updated[group], expected, atol=1e-4, rtol=1e-4)
+
+
+def turned(vector, offset):
+    """Rotates the pairs (0, 2) and (1, 3) of a vector, at rates 1 and 1/100."""
+    pairs = torch.complex(vector[:2], vector[2:])
+    pairs = pairs * torch.polar(torch.ones(2), offset * torch.tensor([1.0, 0.01]))
+    return torch.cat([pairs.real, pairs.imag])
 
 
 def test_number_of_latents_reaches_the_ratio_on_average():

@@ -67,11 +67,22 @@ def test_receivers_stay_bit_identical_while_the_wire_learns(task, tmp_path):
 
 
 def test_an_adapter_that_was_not_drawn_gets_no_gradient(task):
+    task._settings = task._settings.model_copy(update={"receivers_per_step": "one"})
     losses, counts = task.losses(0)
     losses["loss"].backward()
     gradients = [adapter.up.weight.grad for adapter in task.module.adapters]
     assert sum(gradient is None for gradient in gradients) == 1
     assert counts["examples"] > 0
+
+
+def test_all_receivers_read_the_messages_of_a_step(task):
+    both = task.losses(0)[0]["loss"]
+    task._settings = task._settings.model_copy(update={"receivers_per_step": "one"})
+    receivers, alone = task._receivers, []
+    for receiver in receivers:
+        task._receivers = [receiver]
+        alone.append(task.losses(0)[0]["loss"])
+    torch.testing.assert_close(both, sum(alone) / 2)
 
 
 def test_losses_are_a_pure_function_of_the_step(task):
@@ -119,6 +130,8 @@ def test_ratio_grows_from_one_to_the_target(task):
     assert wire.latents(sources, [16.0] * 3, 0.0)[1].sum(1).tolist() == lengths
     halfway = wire.latents(sources, [16.0] * 3, 0.5)[1].sum(1).tolist()
     assert halfway == [round(n / wire.widths[16.0] ** 0.5) for n in lengths]
+    at_lowest = wire.latents(sources, [4.0] * 3)[1].sum(1).tolist()
+    assert wire.latents(sources, [4.0] * 3, 0.6)[1].sum(1).tolist() == at_lowest
 
 
 def test_softness_is_held_while_the_ratio_grows_and_then_falls_to_zero(task):
