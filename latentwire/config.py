@@ -415,6 +415,7 @@ class Experiment(Section):
             alignment_steps=400,
             ratio_growth=0.3,
             softening=0.5,
+            receivers_per_step="one",
             kl_weight=0.0,
         ),
         description="Training of the wire.",
