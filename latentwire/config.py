@@ -203,6 +203,14 @@ class Encoder(Section):
         description="Model that the encoder starts from: a receiver's name, a local directory with "
         "a slash in it, or a hub repository as owner/name@commit.",
     )
+    from_scratch: bool = Field(
+        False, description="Start from random weights of the backbone's architecture instead."
+    )
+    lora_rank: Positive | None = Field(
+        None,
+        description="Train updates of this rank in the backbone's linear layers; none trains all "
+        "of its weights.",
+    )
     bidirectional: bool = Field(True, description="Attend in both directions instead of causally.")
     pooling: Pooling = Field(
         Pooling.mean,
@@ -220,6 +228,8 @@ class Encoder(Section):
     def _latents(self) -> "Encoder":
         if (self.pooling == Pooling.queries) != (self.num_latents is not None):
             raise ValueError("num_latents belongs to pooling: queries, and must be set there only")
+        if self.from_scratch and self.lora_rank is not None:
+            raise ValueError("lora_rank updates weights that are trained; from_scratch has none")
         return self
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from latentwire.config import Experiment
 from latentwire.data.tables import read_examples
@@ -68,6 +68,7 @@ def train_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: int
     directory = layout.wire(wire_name, seed)
     copy_file(metrics, directory / METRICS)
     write_text(directory / "README.md", wire_card(experiment, wire, seed, task.num_steps))
+    wire.encoder.merge_lora()
     wire.save_pretrained(directory)
     state.remove()
 
@@ -80,13 +81,21 @@ def make_wire(experiment: Experiment, layout: Layout, receivers: Sequence[Receiv
     """
     location = _backbone_location(experiment, layout)
     tokenizer = open_tokenizer(**location)
-    backbone = AutoModel.from_pretrained(
-        location["location"],
-        revision=location["revision"],
-        dtype=torch.float32,
-        use_safetensors=True,
-        attn_implementation="sdpa",
-    )
+    encoder = experiment.wire.encoder
+    if encoder.from_scratch:
+        backbone = AutoModel.from_config(
+            AutoConfig.from_pretrained(location["location"], revision=location["revision"]),
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+        )
+    else:
+        backbone = AutoModel.from_pretrained(
+            location["location"],
+            revision=location["revision"],
+            dtype=torch.float32,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
     facts = {
         receiver.name: ReceiverFacts(
             receiver.embedding_dim,
@@ -97,6 +106,8 @@ def make_wire(experiment: Experiment, layout: Layout, receivers: Sequence[Receiv
     }
     widths = dict.fromkeys(experiment.wire.target_ratios, 1.0)
     wire = Wire(experiment.wire, backbone, tokenizer, widths, facts)
+    if encoder.lora_rank is not None:
+        wire.encoder.add_lora(encoder.lora_rank)
     return wire.to(experiment.device)
 
 

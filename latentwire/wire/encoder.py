@@ -4,6 +4,7 @@ Shapes: B sources, S tokens, M latents of the longest message, H hidden width, L
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,19 @@ class Encoder(nn.Module):
             )
         if config.num_latents is not None:
             self.queries = nn.Parameter(torch.randn(config.num_latents, hidden_size) * 0.02)
+
+    def add_lora(self, rank: int) -> None:
+        """Freezes the backbone but for low-rank updates of its linear layers (arXiv 2106.09685)."""
+        # A slow import that few wires need.
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        self.backbone = cast(PreTrainedModel, get_peft_model(self.backbone, settings))
+
+    def merge_lora(self) -> None:
+        """Adds the updates to the weights that they update, if there are any."""
+        if self.config.lora_rank is not None:
+            self.backbone = cast(Any, self.backbone).merge_and_unload()
 
     def read(self, ids: Tensor, mask: Tensor) -> EncodedSources:
         """Reads right-padded source tokens `[B, S]` once; padding changes nothing."""

@@ -163,7 +163,7 @@ def test_statistics_are_complete_and_written_twice(layout):
 
 def test_headline_and_provenance_are_written(layout):
     results = read(layout.headline)
-    assert len(results["headline"]) == len(RECEIVERS) * (2 + 3 * len(RATIOS))
+    assert len(results["headline"]) == len(RECEIVERS) * (2 + 5 * len(RATIOS))
     assert results["verdicts"]
     provenance = read(layout.provenance)
     assert set(provenance) >= {"commit", "dirty", "packages", "hardware", "threads"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from samples import make_receiver
 
-from latentwire.config import Experiment, PocketData, Receiver, Training, Wire
+from latentwire.config import Encoder, Experiment, PocketData, Receiver, Training, Wire
 from latentwire.data.pocket_source import read_pocket
 from latentwire.data.tables import write_examples
 from latentwire.files import write_json
@@ -15,10 +15,15 @@ from latentwire.training.loop import Schedule, fit
 from latentwire.training.passages import _encoder_index
 from latentwire.training.state import StateDirectory
 from latentwire.training.wire import WireTask, least_sharpness, make_wire
+from latentwire.wire.wire import Wire as SavedWire
 
 
 @pytest.fixture
 def task(tmp_path):
+    return make_task(tmp_path)
+
+
+def make_task(tmp_path, **encoder):
     experiment = Experiment(
         experiment="tiny",
         data=PocketData(train_passages=40, dev_passages=2, test_passages=2),
@@ -26,7 +31,7 @@ def task(tmp_path):
             Receiver(name="llama", source="bundled"),
             Receiver(name="qwen", source="bundled"),
         ],
-        wire=Wire(latent_dim=16),
+        wire=Wire(latent_dim=16, encoder=Encoder(**encoder)),
         training=Training(steps=4, passages_per_step=4, alignment_steps=0),
     )
     layout = Layout("tiny", tmp_path)
@@ -64,6 +69,34 @@ def test_receivers_stay_bit_identical_while_the_wire_learns(task, tmp_path):
         assert all(parameter.grad is None for parameter in receiver.model.parameters())
     after = task.module.state_dict()
     assert not torch.equal(after["encoder.project.weight"], wire_before["encoder.project.weight"])
+
+
+def test_lora_trains_updates_of_the_backbone_and_merges_them(tmp_path):
+    task = make_task(tmp_path, lora_rank=2)
+    encoder = task.module.encoder
+    backbone = [n for n, p in encoder.backbone.named_parameters() if p.requires_grad]
+    assert backbone
+    assert all("lora" in name for name in backbone)
+    assert encoder.project.weight.requires_grad
+    with torch.no_grad():
+        for name, weight in encoder.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    passages = [p.encoder_ids for p in task._passages[:2]]
+    before = task.module.read(passages).hidden
+    task.module.encoder.merge_lora()
+    torch.testing.assert_close(task.module.read(passages).hidden, before, atol=1e-4, rtol=1e-4)
+    task.module.save_pretrained(tmp_path / "wire")
+    again = SavedWire.from_pretrained(tmp_path / "wire").read(passages).hidden
+    torch.testing.assert_close(again, before, atol=1e-4, rtol=1e-4)
+
+
+def test_an_encoder_from_scratch_shares_nothing_with_its_backbone(tmp_path):
+    trained, scratch = make_task(tmp_path / "a"), make_task(tmp_path / "b", from_scratch=True)
+    backbones = [t.module.encoder.backbone.state_dict() for t in (trained, scratch)]
+    assert backbones[0].keys() == backbones[1].keys()
+    matrices = [name for name in backbones[0] if backbones[0][name].ndim == 2]
+    assert not any(torch.equal(backbones[0][n], backbones[1][n]) for n in matrices)
 
 
 def test_an_adapter_that_was_not_drawn_gets_no_gradient(task):
