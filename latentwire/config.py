@@ -320,6 +320,15 @@ class Training(Section):
     first_token_weight: float = Field(
         0.0, ge=0, description="Extra cross-entropy weight on the first answer token."
     )
+    guard_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a guard: a message of another passage may cost at most guard_margin "
+        "more than no message; 0 is off.",
+    )
+    guard_margin: float = Field(
+        0.1, ge=0, description="That margin, in nats per answer token (guard_weight)."
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 computes under autocast."
     )

@@ -63,6 +63,23 @@ def alignment_loss(soft_tokens: Tensor, embeddings: Tensor, index: Tensor) -> Te
     return F.mse_loss(soft_tokens[found], targets[found]) / targets[found].square().mean()
 
 
+def guard_loss(
+    logits: Tensor, no_message_logits: Tensor, target_ids: Tensor, margin: float
+) -> Tensor:
+    """What a message of another passage costs above no message, beyond a margin; a scalar in nats.
+
+    The guard term of Draft-KV.
+
+    Args:
+        logits: `[T, V]` of the receiver reading another passage's message.
+        no_message_logits: `[T, V]` of it reading none.
+        target_ids: `[T]` the answer tokens.
+        margin: what is allowed, in nats per answer token.
+    """
+    cost = F.cross_entropy(logits, target_ids) - F.cross_entropy(no_message_logits, target_ids)
+    return F.relu(cost - margin)
+
+
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     """KL(teacher || student) at temperature 1, mean over rows, in nats."""
     return F.kl_div(

@@ -20,6 +20,7 @@ class TokenisedPassage:
     """One source with its questions, as ids; dictionaries go by receiver.
 
     Attributes:
+        passage_id: the passage that the source is of.
         encoder_ids: the encoder's tokens of the source.
         source_ids: the receiver's tokens of the source.
         encoder_index: the encoder token that holds the middle of each of them.
@@ -28,6 +29,7 @@ class TokenisedPassage:
         text_questions: the same pairs as they follow the text.
     """
 
+    passage_id: str
     encoder_ids: list[int]
     source_ids: dict[str, list[int]]
     encoder_index: dict[str, list[int]]
@@ -86,6 +88,7 @@ def tokenise_passages(
         text_questions = _questions(groups, text_readers, no_answer_text)
     return [
         TokenisedPassage(
+            groups[index][0].passage_id,
             encoder_ids[index],
             {name: ids[index] for name, ids in source_ids.items()},
             {name: owners[index] for name, owners in encoder_index.items()},

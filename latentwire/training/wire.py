@@ -23,11 +23,11 @@ from latentwire.receivers.loading import (
     open_tokenizer,
 )
 from latentwire.receivers.packing import PackedQuestions, pad_rows
-from latentwire.receivers.receiver import Receiver
+from latentwire.receivers.receiver import Receiver, Source
 from latentwire.training.batches import BatchOrder
 from latentwire.training.card import wire_card
 from latentwire.training.loop import METRICS, Schedule, fit
-from latentwire.training.objective import alignment_loss, answer_loss
+from latentwire.training.objective import alignment_loss, answer_loss, guard_loss
 from latentwire.training.passages import TokenisedPassage, choose, tokenise_passages
 from latentwire.training.state import StateDirectory
 from latentwire.wire.wire import ReceiverFacts, Wire
@@ -249,7 +249,29 @@ class WireTask:
             teacher = None
             if kl and settings.kl_weight:
                 teacher, _ = self._read_text(receiver, passages, question_key)
-        return answer_loss(logits, teacher, packed, settings)
+            losses = answer_loss(logits, teacher, packed, settings)
+            if settings.guard_weight:
+                losses["guard"] = self._guard(reader, soft_tokens, packed, passages)
+                losses["loss"] = losses["loss"] + settings.guard_weight * losses["guard"]
+        return losses
+
+    def _guard(
+        self,
+        reader: Receiver,
+        soft_tokens: Source,
+        packed: PackedQuestions,
+        passages: Sequence[TokenisedPassage],
+    ) -> Tensor:
+        """The guard of a batch; zero where all of its sources are of one passage."""
+        strangers = other_passages([p.passage_id for p in passages])
+        if strangers is None:
+            return soft_tokens.embeddings.new_zeros(())
+        others = Source(soft_tokens.embeddings[strangers], soft_tokens.mask[strangers])
+        with torch.no_grad():
+            nothing = reader.text_source([[] for _ in passages])
+            no_message = reader.answer_logits(nothing, packed)
+        logits = reader.answer_logits(others, packed)
+        return guard_loss(logits, no_message, packed.target_ids, self._settings.guard_margin)
 
     @torch.no_grad()
     def _read_text(
@@ -291,6 +313,21 @@ class WireTask:
     @cached_property
     def _dev_passages(self) -> list[TokenisedPassage]:
         return self._tokenise("dev")
+
+
+def other_passages(passage_ids: Sequence[str]) -> list[int] | None:
+    """For each item the next one of another passage; none if all are of one."""
+    count = len(passage_ids)
+    if len(set(passage_ids)) == 1:
+        return None
+    return [
+        next(
+            other % count
+            for other in range(index + 1, index + count)
+            if passage_ids[other % count] != passage_ids[index]
+        )
+        for index in range(count)
+    ]
 
 
 def pooling_widths(

@@ -5,7 +5,7 @@ import torch
 
 from latentwire.config import Training
 from latentwire.receivers.packing import pack_questions
-from latentwire.training.objective import alignment_loss, answer_loss, kl_divergence
+from latentwire.training.objective import alignment_loss, answer_loss, guard_loss, kl_divergence
 
 PACKED = pack_questions([[([1], [2, 3, 4]), ([1, 1], [5])], [([1], [2, 2])]], pad_id=0)
 LOGITS = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -52,3 +52,16 @@ def test_alignment_is_the_error_to_the_mean_embedding_of_each_token():
     targets = [2.0, 1.0, 2.0, 2.0]
     errors = [(a - b) ** 2 for a, b in zip([1.0, 2.0, 3.0, 4.0], targets, strict=True)]
     assert loss.item() == pytest.approx(sum(errors) / sum(t**2 for t in targets))
+
+
+def test_the_guard_is_what_another_message_costs_above_none_and_a_margin():
+    targets = PACKED.target_ids
+    cost = [
+        -(logits.double().softmax(1)[range(6), targets].log().mean().item())
+        for logits in (LOGITS, TEACHER)
+    ]
+    dearer, cheaper = (LOGITS, TEACHER) if cost[0] > cost[1] else (TEACHER, LOGITS)
+    excess = abs(cost[0] - cost[1])
+    guard = guard_loss(dearer, cheaper, targets, excess / 4)
+    assert guard.item() == pytest.approx(0.75 * excess, abs=1e-5)
+    assert guard_loss(cheaper, dearer, targets, 0.0).item() == 0

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from samples import make_receiver
 
 from latentwire.config import Encoder, Experiment, PocketData, Receiver, Training, Wire
@@ -14,7 +15,7 @@ from latentwire.receivers.pretrain import save_receiver
 from latentwire.training.loop import Schedule, fit
 from latentwire.training.passages import _encoder_index
 from latentwire.training.state import StateDirectory
-from latentwire.training.wire import WireTask, least_sharpness, make_wire
+from latentwire.training.wire import WireTask, least_sharpness, make_wire, other_passages
 from latentwire.wire.wire import Wire as SavedWire
 
 
@@ -116,6 +117,34 @@ def test_all_receivers_read_the_messages_of_a_step(task):
         task._receivers = [receiver]
         alone.append(task.losses(0)[0]["loss"])
     torch.testing.assert_close(both, sum(alone) / 2)
+
+
+def test_the_guard_reads_messages_of_other_passages(task):
+    # A margin below zero keeps the guard above zero, whatever untrained models say.
+    settings = {"guard_weight": 0.5, "guard_margin": -10.0, "max_questions_per_passage": 99}
+    task._settings = task._settings.model_copy(update=settings)
+    task._receivers = task._receivers[:1]
+    task._experiment.wire.target_ratios[1:] = []
+    reader = task._receivers[0]
+    passages = [task._passages[index] for index in task.order.batch(0)[1]]
+    order = other_passages([p.passage_id for p in passages])
+    packed = reader.pack([p.questions[reader.name] for p in passages])
+    latents, mask = task._encode(passages, [4.0] * len(passages))
+    others = task.module.soft_tokens(reader.name, latents[order], mask[order])
+    costs = [
+        F.cross_entropy(reader.answer_logits(source, packed), packed.target_ids)
+        for source in (others, reader.text_source([[]] * len(passages)))
+    ]
+    losses = task.losses(0)[0]
+    torch.testing.assert_close(losses["guard"], costs[0] - costs[1] + 10)
+    torch.testing.assert_close(
+        losses["loss"], losses["cross_entropy"] + losses["kl"] + 0.5 * losses["guard"]
+    )
+
+
+def test_other_passages():
+    assert other_passages(["a", "a", "b", "c"]) == [2, 2, 3, 0]
+    assert other_passages(["a", "a"]) is None
 
 
 def test_losses_are_a_pure_function_of_the_step(task):
