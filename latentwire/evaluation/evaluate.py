@@ -3,6 +3,7 @@
 This is the only place that reads the test split.
 """
 
+import gzip
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -152,6 +153,7 @@ def _predict(
                     source_tokens=source_tokens[index],
                     soft_tokens=positions if sent.is_latent else 0,
                     source_bytes=len(sources[index].encode()),
+                    source_gzip_bytes=len(gzip.compress(sources[index].encode(), mtime=0)),
                     payload_bytes=sent.payload_bytes[place],
                     encode_seconds=encode_seconds / len(groups[index]),
                     wire=wire,

@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         ("prompt_tokens", pa.int64()),
         ("soft_tokens", pa.int64()),
         ("source_bytes", pa.int64()),
+        ("source_gzip_bytes", pa.int64()),
         ("payload_bytes", pa.int64()),
         ("encode_seconds", pa.float64()),
         ("answer_seconds", pa.float64()),
@@ -49,6 +50,7 @@ class Prediction:
         prompt_tokens: positions that the receiver reads before it answers, soft tokens included.
         soft_tokens: vectors inserted in place of the source; 0 for text methods.
         source_bytes: UTF-8 bytes of the whole source text.
+        source_gzip_bytes: the same, compressed by gzip on its own.
         payload_bytes: bytes sent: UTF-8 of the text sent, or the latents' byte form.
         encode_seconds, answer_seconds: wall time of the batch divided by its questions.
         target_ratio: the ratio asked for; none where the method has none.
@@ -68,6 +70,7 @@ class Prediction:
     prompt_tokens: int
     soft_tokens: int
     source_bytes: int
+    source_gzip_bytes: int
     payload_bytes: int
     encode_seconds: float
     answer_seconds: float

@@ -19,6 +19,7 @@ from latentwire.reporting.scores import (
 )
 
 METRICS = ("em", "f1", "relative_f1", "ratio", "payload_bytes")
+FORMS = {"latent": "fp16", "latent_int8": "int8", "latent_int4": "int4"}
 Rows = list[dict[str, Any]]
 # F1 that shuffled messages may reach above no message at all.
 TOLERANCE = 0.05
@@ -59,7 +60,7 @@ def headline_rows(scores: list[Score]) -> Iterator[dict[str, Any]]:
                     "n_clusters": group[0].n_clusters,
                     **{
                         metric: asdict(mean_over_seeds(select(group, metric=metric)))
-                        for metric in METRICS
+                        for metric in (*METRICS, "source_gzip_bytes")
                     },
                 }
 
@@ -73,7 +74,7 @@ def verdicts(rows: Rows) -> Iterator[str]:
             yield _keep(latents, _one(own, "text"))
             yield from _are_read(latents, own)
             yield from _beat_truncation(latents, own)
-            yield from _are_larger(latents, _one(own, "text"))
+            yield from _sizes(latents, own)
 
 
 def print_headline(layout: Layout) -> None:
@@ -151,16 +152,22 @@ def _beat_truncation(latents: Rows, rows: Rows) -> Iterator[str]:
             )
 
 
-def _are_larger(latents: Rows, text: dict[str, Any]) -> Iterator[str]:
-    limit = text["payload_bytes"]["value"]
-    for larger, word in ((True, "larger"), (False, "not larger")):
-        group = [row for row in latents if (row["payload_bytes"]["value"] > limit) == larger]
-        if group:
-            sizes = [f"{row['payload_bytes']['value']:,.0f}" for row in group]
-            yield (
-                f"On {text['receiver']}, latents are {word} than the text in bytes at "
-                f"{_ratios(group)}: {_listed(sizes)} against {limit:,.0f}."
-            )
+def _sizes(latents: Rows, rows: Rows) -> Iterator[str]:
+    """Bytes of a message in each form, and of the text, plain and compressed."""
+    text = _one(rows, "text")
+    plain, packed = (text[size]["value"] for size in ("payload_bytes", "source_gzip_bytes"))
+    for ratio in (row["target_ratio"] for row in latents):
+        forms = {
+            dtype: own[ratio]["payload_bytes"]["value"]
+            for method, dtype in FORMS.items()
+            if (own := _by_ratio(rows, method))
+        }
+        sizes = [f"{size:,.0f} as {dtype}" for dtype, size in forms.items()]
+        smaller = "message" if min(forms.values()) < min(plain, packed) else "text"
+        yield (
+            f"On {text['receiver']}, the bytes of a message at {ratio:g}x are {_listed(sizes)}, "
+            f"those of the text {plain:,.0f}, or {packed:,.0f} with gzip: the {smaller} is smaller."
+        )
 
 
 def _by_ratio(rows: Rows, method: str) -> dict[float | None, dict[str, Any]]:

@@ -15,7 +15,13 @@ from latentwire.statistics.clusters import Floats
 
 WITHOUT_RATIO = (Method.text, Method.closed_book)
 SCORES = ("em", "f1", "nll", "first_token_correct")
-COUNTS = ("source_tokens", "prompt_tokens", "soft_tokens", "payload_bytes")
+COUNTS = (
+    "source_tokens",
+    "prompt_tokens",
+    "soft_tokens",
+    "payload_bytes",
+    "source_gzip_bytes",
+)
 TIMES = ("encode_seconds", "answer_seconds")
 
 

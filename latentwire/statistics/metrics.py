@@ -41,6 +41,7 @@ MEANS = {
     "source_tokens": "source_tokens",
     "prompt_tokens": "prompt_tokens",
     "payload_bytes": "payload_bytes",
+    "source_gzip_bytes": "source_gzip_bytes",
 } | {name: name for name in TIMES}
 """Metrics that are means over questions, and their prediction columns."""
 

@@ -22,7 +22,7 @@ METRIC_COLUMNS = (
 PREDICTION_COLUMNS = (
     "example_id passage_id prediction em f1 nll first_token_correct source_tokens prompt_tokens "
     "soft_tokens source_bytes payload_bytes wire sender target_ratio ratio source_mode "
-    "question_aware"
+    "question_aware source_gzip_bytes"
 )
 METRICS = (
     "em f1 relative_f1 nll first_token_accuracy ratio source_tokens prompt_tokens payload_bytes "

@@ -83,6 +83,7 @@ def prediction(method, wire, number, target_ratio, rng):
         prompt_tokens=int(positions) + 10,
         soft_tokens=int(positions) if wire != "none" else 0,
         source_bytes=4 * source_tokens,
+        source_gzip_bytes=3 * source_tokens,
         payload_bytes=int(4 * positions),
         encode_seconds=0.0,
         answer_seconds=0.01 + 0.001 * float(rng.random()),
@@ -139,7 +140,8 @@ def test_metrics_has_the_columns_and_every_row_set_once(experiment, layout):
     assert {row["n_clusters"] for row in select(rows, task="odd")} == {"12"}
     assert {row["metric"] for row in select(rows, method="latent")} == {
         *("em", "f1", "relative_f1", "nll", "first_token_accuracy", "ratio", "source_tokens"),
-        *("prompt_tokens", "payload_bytes", "encode_seconds", "answer_seconds"),
+        *("prompt_tokens", "payload_bytes", "source_gzip_bytes", "encode_seconds"),
+        "answer_seconds",
     }
 
 

@@ -33,7 +33,7 @@ class Results:
         self.experiment = Experiment(experiment="synthetic", seeds=list(seeds))
         self.layout = Layout("synthetic", folder)
         self.f1 = F1 | {"latent": 0.93, "control_shuffled": 0.09} | f1
-        self.payload_bytes = {"text": 600, "latent": 4000, "control_shuffled": 4000}
+        self.payload_bytes = {"text": 600, "latent": 4000, "latent_int4": 1000}
         self.write()
 
     def write(self):
@@ -55,7 +55,7 @@ class Results:
 
     def rows(self):
         for method, f1 in self.f1.items():
-            has_wire = method in ("latent", "control_shuffled")
+            has_wire = method in ("latent", "latent_int4", "control_shuffled")
             has_ratio = has_wire or method == "truncate_head"
             for receiver in ("llama", "qwen"):
                 for task in ("all", "pocket", "pocket_unseen_names"):
@@ -88,6 +88,7 @@ class Results:
             "relative_f1": value / self.f1["text"],
             "ratio": ratio + 0.1,
             "payload_bytes": self.payload_bytes.get(method, 60) / ratio,
+            "source_gzip_bytes": 300,
             "encode_seconds": 0.01,
             "answer_seconds": 0.02,
         }
@@ -157,8 +158,16 @@ def test_several_seeds_are_averaged_shown_and_have_no_interval(tmp_path):
         ({"control_shuffled": 0.5}, "part of the score does not come from the message at 4x"),
         ({}, "On llama, latents beat truncated text of the same length at 4x and 8x"),
         ({"latent": 0.3}, "On llama, latents do not beat truncated text of the same length at 4x"),
-        ({}, "latents are larger than the text in bytes at 4x: 1,000 against 600."),
-        ({}, "latents are not larger than the text in bytes at 8x: 500 against 600."),
+        (
+            {},
+            "the bytes of a message at 4x are 1,000 as fp16, those of the text 600, or 300 with "
+            "gzip: the text is smaller.",
+        ),
+        (
+            {"latent_int4": 0.9},
+            "the bytes of a message at 8x are 500 as fp16 and 125 as int4, those of the text 600, "
+            "or 300 with gzip: the message is smaller.",
+        ),
     ],
 )
 def test_verdicts_follow_the_numbers(tmp_path, f1, sentence):
