@@ -141,23 +141,29 @@ def draw_controls(scores: Sequence[Score]) -> Figure:
 
 
 def draw_training(runs: dict[str, list[dict[str, float]]]) -> Figure:
-    """Losses in training, and cross-entropy on dev, against the step."""
-    columns = {key: None for rows in runs.values() for row in rows for key in row}
-    dev = [key for key in columns if key.startswith("dev/")]
-    figure, panels = _panels(1 + bool(dev))
-    for name, rows in runs.items():
-        suffix = f", {name}" if len(runs) > 1 else ""
-        for part in ("cross_entropy", "kl"):
-            if part in columns:
-                _draw_curve(panels[0], rows, part, part.replace("_", "-") + suffix)
-        for key in dev:
-            _draw_curve(panels[-1], rows, key, key.split("/", 1)[1].rsplit("/", 1)[0] + suffix)
-    panels[0].set(xlabel="step", ylabel="nats per answer token", title="training")
-    if dev:
-        panels[1].set(xlabel="step", ylabel="nats per answer token", title="dev cross-entropy")
-    for axes in panels:
+    """Losses in training and on dev against the step, and relative F1 on dev against time."""
+    columns = list(dict.fromkeys(key for rows in runs.values() for row in rows for key in row))
+    curves = {
+        "training": [key for key in ("cross_entropy", "kl") if key in columns],
+        "dev cross-entropy": [key for key in columns if key.endswith("/cross_entropy")],
+        "dev F1, relative to text": [key for key in columns if key.endswith("/relative_f1")],
+    }
+    curves = {title: keys for title, keys in curves.items() if keys}
+    figure, panels = _panels(len(curves))
+    for axes, title in zip(panels, curves, strict=True):
+        is_f1 = "F1" in title
+        x, y = ("minutes", "share") if is_f1 else ("step", "nats per answer token")
+        for name, rows in runs.items():
+            suffix = f", {name}" if len(runs) > 1 else ""
+            for key in curves[title]:
+                _draw_curve(axes, rows, x, key, _curve_name(key) + suffix)
+        axes.set(xlabel=x, ylabel=y, title=title)
         axes.legend(fontsize=8)
     return figure
+
+
+def _curve_name(key: str) -> str:
+    return "/".join(key.split("/")[1:-1]) or key.replace("_", "-")
 
 
 def draw_cost(scores: Sequence[Score]) -> Figure:
@@ -285,8 +291,10 @@ def _draw_intervals(axes: Axes, positions: Sequence[float], means: Sequence[Mean
             axes.vlines(position, *mean.interval, color="#444444", linewidth=1)
 
 
-def _draw_curve(axes: Axes, rows: Iterable[dict[str, float]], key: str, name: str) -> None:
-    points = [(row["step"], row[key]) for row in rows if key in row]
+def _draw_curve(axes: Axes, rows: Iterable[dict[str, float]], x: str, key: str, name: str) -> None:
+    points = [
+        (row["seconds"] / 60 if x == "minutes" else row[x], row[key]) for row in rows if key in row
+    ]
     axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=name)
 
 

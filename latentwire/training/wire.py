@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModel
 
 from latentwire.config import Experiment
 from latentwire.data.tables import read_examples
+from latentwire.evaluation.scoring import f1
 from latentwire.files import copy_file, write_text
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout, Split
@@ -28,13 +30,14 @@ from latentwire.training.batches import BatchOrder
 from latentwire.training.card import wire_card
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import alignment_loss, answer_loss, guard_loss
-from latentwire.training.passages import TokenisedPassage, choose, tokenise_passages
+from latentwire.training.passages import QuestionIds, TokenisedPassage, choose, tokenise_passages
 from latentwire.training.state import StateDirectory
 from latentwire.wire.wire import ReceiverFacts, Wire
 
 # Keeps the ratio on unseen passages at or above the target in spite of rounding.
 _WIDTH_MARGIN = 1.005
 _DEV_PASSAGES_AT_ONCE = 32
+_DEV_PASSAGES_ANSWERED = 16
 
 logger = logging.getLogger(__name__)
 
@@ -161,12 +164,20 @@ class WireTask:
 
     @torch.no_grad()
     def dev(self) -> dict[str, float]:
-        """Cross-entropy on dev for every receiver and target ratio."""
-        return {
-            f"dev/{receiver.name}/{ratio:g}x/cross_entropy": self._dev_loss(receiver, ratio)
-            for receiver in self._receivers
-            for ratio in self._experiment.wire.target_ratios
-        }
+        """Cross-entropy and relative F1 on dev for every receiver and target ratio.
+
+        F1 is of greedy answers about the first passages, relative to the same receiver's with the
+        text.
+        """
+        measured = {}
+        for receiver in self._receivers:
+            text_f1 = self._dev_text_f1[receiver.name]
+            for ratio in self._experiment.wire.target_ratios:
+                name = f"dev/{receiver.name}/{ratio:g}x"
+                measured[f"{name}/cross_entropy"] = self._dev_loss(receiver, ratio)
+                if text_f1:
+                    measured[f"{name}/relative_f1"] = self._dev_f1(receiver, ratio) / text_f1
+        return measured
 
     def _dev_loss(self, receiver: Receiver, ratio: float) -> float:
         total = num_tokens = 0.0
@@ -178,6 +189,37 @@ class WireTask:
             total += losses["cross_entropy"].item() * count
             num_tokens += count
         return total / num_tokens
+
+    def _dev_f1(self, receiver: Receiver, ratio: float) -> float:
+        passages = self._dev_passages[:_DEV_PASSAGES_ANSWERED]
+        latents, mask = self._encode(passages, [ratio] * len(passages))
+        source = self.module.soft_tokens(receiver.name, latents, mask)
+        reader = self._latent_readers[receiver.name]
+        return self._answers_f1(reader, source, [p.questions[receiver.name] for p in passages])
+
+    @cached_property
+    @torch.no_grad()
+    def _dev_text_f1(self) -> dict[str, float]:
+        """F1 of each receiver that reads the text, on the questions of `_dev_f1`."""
+        passages = self._dev_passages[:_DEV_PASSAGES_ANSWERED]
+        return {
+            receiver.name: self._answers_f1(
+                receiver,
+                receiver.text_source([p.text_ids[receiver.name] for p in passages]),
+                [p.text_questions[receiver.name] for p in passages],
+            )
+            for receiver in self._receivers
+        }
+
+    def _answers_f1(
+        self, receiver: Receiver, source: Source, questions: Sequence[QuestionIds]
+    ) -> float:
+        rows = [[ids for ids, _ in own] for own in questions]
+        given = receiver.decode(
+            receiver.generate(source, rows, self._experiment.evaluation.max_new_tokens)
+        )
+        golds = receiver.decode([answer[:-1] for own in questions for _, answer in own])
+        return fmean(f1(text, [gold]) for text, gold in zip(given, golds, strict=True))
 
     def _alignment(self, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:
         ratios = self._experiment.wire.target_ratios[:1] * len(passages)

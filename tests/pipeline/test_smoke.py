@@ -26,7 +26,7 @@ PREDICTION_COLUMNS = (
 )
 METRICS = (
     "em f1 relative_f1 nll first_token_accuracy ratio source_tokens prompt_tokens payload_bytes "
-    "encode_seconds answer_seconds"
+    "source_gzip_bytes encode_seconds answer_seconds"
 )
 
 

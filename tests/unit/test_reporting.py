@@ -10,7 +10,12 @@ import pytest
 from latentwire.config import Experiment
 from latentwire.errors import UserError
 from latentwire.layout import Layout
-from latentwire.reporting.figures import draw_ratio, write_figures
+from latentwire.reporting.figures import (
+    draw_ratio,
+    draw_training,
+    read_training_log,
+    write_figures,
+)
 from latentwire.reporting.headline import print_headline, write_headline
 from latentwire.reporting.provenance import write_provenance
 from latentwire.reporting.scores import read_scores
@@ -50,7 +55,8 @@ class Results:
             steps = [
                 {"step": step, "loss": 1 / step, "cross_entropy": 0.5 / step} for step in (1, 2)
             ]
-            steps[-1]["dev/llama/4x/cross_entropy"] = 0.3
+            steps[-1] |= {"dev/llama/4x/cross_entropy": 0.3, "dev/llama/4x/relative_f1": 0.9}
+            steps[-1]["seconds"] = 90.0
             log.write_text("".join(json.dumps(step) + "\n" for step in steps))
 
     def rows(self):
@@ -240,7 +246,7 @@ def drawn(tmp_path_factory):
         ("controls", ["4x", "8x", "shuffled latents"]),
         (
             "training",
-            ["cross-entropy, seed 1", "cross-entropy, seed 2", "llama/4x, seed 1", "step"],
+            ["cross-entropy, seed 1", "cross-entropy, seed 2", "llama/4x, seed 1", "minutes"],
         ),
         ("cost", ["bytes sent per question", "seconds per question"]),
     ],
@@ -249,6 +255,12 @@ def test_figures_are_vector_drawings_with_their_words(drawn, name, words):
     figure = ElementTree.parse(drawn.layout.figure(name)).getroot()
     texts = {"".join(node.itertext()).strip() for node in figure.iter() if "text" in node.tag}
     assert set(words) <= texts
+
+
+def test_relative_f1_is_drawn_against_minutes(drawn):
+    log = drawn.layout.wire("shared", 1) / "metrics.jsonl"
+    *_, curves = draw_training({"seed 1": read_training_log(log)}).axes
+    assert [line.get_xydata().tolist() for line in curves.lines] == [[[1.5, 0.9]]]
 
 
 def test_compression_is_drawn_from_none_on(drawn):

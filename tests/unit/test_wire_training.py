@@ -210,6 +210,21 @@ def test_softening_costs_a_reader_of_text_what_is_allowed():
     assert least_sharpness(lambda sharpness: 1e9 * (sharpness < 1), 0.1) == 1
 
 
+def test_relative_f1_on_dev_is_one_where_soft_tokens_are_the_text(task, monkeypatch):
+    reader = task._receivers[0]
+    questions = [p.questions[reader.name] for p in task._dev_passages]
+    text = reader.text_source([p.text_ids[reader.name] for p in task._dev_passages])
+    given = iter(reader.generate(text, [[ids for ids, _ in own] for own in questions], 16))
+    for own in questions:
+        # What the untrained receiver answers from the text becomes the gold.
+        own[:] = [(ids, [*next(given), reader.tokenizer.eos_token_id]) for ids, _ in own]
+    task._receivers = [reader]
+    assert task._dev_text_f1 == {reader.name: 1}
+    assert task.dev()[f"dev/{reader.name}/4x/relative_f1"] < 1
+    monkeypatch.setattr(task.module, "soft_tokens", lambda *_: text)
+    assert task.dev()[f"dev/{reader.name}/4x/relative_f1"] == 1
+
+
 def test_dev_is_measured_with_the_receivers_as_they_are(task):
     expected = task.dev()
     task._least_sharpness = dict.fromkeys(task._least_sharpness, 0.3)
