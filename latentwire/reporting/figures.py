@@ -143,7 +143,7 @@ def draw_controls(scores: Sequence[Score]) -> Figure:
 def draw_training(runs: dict[str, list[dict[str, float]]]) -> Figure:
     """Losses in training and on dev against the step, and relative F1 on dev against time."""
     columns = list(dict.fromkeys(key for rows in runs.values() for row in rows for key in row))
-    curves = {
+    curves: dict[str, list[str]] = {
         "training": [key for key in ("cross_entropy", "kl") if key in columns],
         "dev cross-entropy": [key for key in columns if key.endswith("/cross_entropy")],
         "dev F1, relative to text": [key for key in columns if key.endswith("/relative_f1")],
