@@ -208,23 +208,25 @@ def _hint(word: str, known: list[str]) -> str:
 
 def _complete(options: argparse.Namespace, experiment: "Experiment") -> None:
     """Fills in wire and seed where they are left out, and refuses what the experiment has not."""
-    allowed: dict[str, Sequence[str | int]] = {
-        "name": [receiver.name for receiver in experiment.receivers],
-        "receiver": [receiver.name for receiver in experiment.receivers],
-        "wire": [experiment.wire.name],
-        "seed": experiment.seeds,
-    }
-    for option, values in allowed.items():
-        if option not in options:
-            continue
-        value = getattr(options, option)
-        if value is None:
-            setattr(options, option, values[0])
-        elif value not in values:
-            raise UserError(
-                f"--{option} {value} is not in {options.config}; allowed: "
-                f"{', '.join(map(str, values))}"
-            )
+    receivers = [receiver.name for receiver in experiment.receivers]
+    _choose(options, "name", receivers)
+    _choose(options, "receiver", receivers)
+    if "wire" in options:
+        _choose(options, "wire", experiment.wires)
+        _choose(options, "seed", experiment.of_wire(options.wire).seeds)
+
+
+def _choose(options: argparse.Namespace, option: str, allowed: Sequence[str | int]) -> None:
+    if option not in options:
+        return
+    value = getattr(options, option)
+    if value is None:
+        setattr(options, option, allowed[0])
+    elif value not in allowed:
+        raise UserError(
+            f"--{option} {value} is not in {options.config}; allowed: "
+            f"{', '.join(map(str, allowed))}"
+        )
 
 
 def _check_writable(layout: Layout) -> None:
@@ -293,7 +295,7 @@ def _prepare(experiment: "Experiment", layout: Layout, options: argparse.Namespa
 def _train_wire(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.training.wire import train_wire
 
-    train_wire(experiment, layout, options.wire, options.seed)
+    train_wire(experiment.of_wire(options.wire), layout, options.seed)
 
 
 def _evaluate_text(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
@@ -305,7 +307,7 @@ def _evaluate_text(experiment: "Experiment", layout: Layout, options: argparse.N
 def _evaluate_wire(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.evaluation.evaluate import evaluate_wire
 
-    evaluate_wire(experiment, layout, options.wire, options.seed)
+    evaluate_wire(experiment.of_wire(options.wire), layout, options.seed)
 
 
 def _metrics(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
@@ -358,7 +360,7 @@ def _write_config_files() -> None:
 
 
 _WIRE = ("--wire", "name of the wire (default: the experiment's)")
-_SEED = ("--seed", "one of the experiment's seeds (default: its first)")
+_SEED = ("--seed", "one of the wire's seeds (default: its first)")
 
 VERBS: dict[str, Verb] = {
     "receiver": Verb(

@@ -5,11 +5,12 @@ The configuration holds science; what belongs to a machine (partitions, memory, 
 `profiles/`.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=64)]
 Ratio = Annotated[float, Field(ge=1)]
@@ -21,6 +22,9 @@ class Section(BaseModel):
     """Base of every section: unknown keys are refused, values cannot change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class PocketData(Section):
@@ -251,6 +255,14 @@ class Wire(Section):
     """The trained artefact: encoder and adapters."""
 
     name: Name = Field("shared", description="Names the wire's folder.")
+    receivers: list[Name] | None = Field(
+        None, min_length=1, description="Receivers that the wire is trained for; none is all."
+    )
+    encoder_of: Name | None = Field(
+        None,
+        description="Takes the trained encoder of this other wire of the experiment, of the same "
+        "seed, as it is, and trains adapters alone.",
+    )
     source_mode: Literal["context", "prompt"] = Field(
         "context",
         description="context: the question stays text. prompt: the question is inside the latents, "
@@ -356,27 +368,77 @@ class Method(StrEnum):
     latent = "latent"
     latent_int8 = "latent_int8"
     latent_int4 = "latent_int4"
+    latent_prompt = "latent_prompt"
+    latent_adapted = "latent_adapted"
+    latent_single = "latent_single"
+    ablation = "ablation"
     control_shuffled = "control_shuffled"
 
 
 TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head)
 """Methods that need no wire."""
 
+VARIANT_METHODS = (
+    Method.latent_prompt,
+    Method.latent_adapted,
+    Method.latent_single,
+    Method.ablation,
+)
+"""Methods that need a wire of their own."""
+
+
+class Variant(Section):
+    """A further wire: the shared one, but for what is said here."""
+
+    name: Name = Field(description="Names the wire's folder.")
+    method: Method = Field(
+        description="The rows that it makes: latent_prompt, latent_adapted, latent_single, or "
+        "ablation, of which there may be many."
+    )
+    seeds: list[int] | None = Field(
+        None, min_length=1, description="Its training seeds; none takes the experiment's first."
+    )
+    wire: dict[str, Any] = Field({}, description="Keys of the section wire that differ.")
+    training: dict[str, Any] = Field({}, description="Keys of the section training that differ.")
+
+    @model_validator(mode="after")
+    def _method(self) -> "Variant":
+        if self.method not in VARIANT_METHODS:
+            raise ValueError(
+                f"method: {self.method.value!r} belongs to no variant; allowed: "
+                f"{', '.join(VARIANT_METHODS)}"
+            )
+        return self
+
 
 class Evaluation(Section):
     """What is measured on the test split, which is read only here."""
 
-    methods: list[Method] = Field(list(Method), min_length=1, description="Methods to evaluate.")
+    methods: list[Method] = Field(
+        [method for method in Method if method not in VARIANT_METHODS],
+        min_length=1,
+        description="Methods to evaluate; those of variants come with them.",
+    )
     batch_passages: Positive = Field(32, description="Passages answered together.")
     max_new_tokens: Positive = Field(
         16, description="Cap on a generated answer, the same for every method."
     )
     seed: int = Field(1, description="Seed of the controls.")
 
+    @property
+    def text_methods(self) -> list[Method]:
+        return [method for method in self.methods if method in TEXT_METHODS]
+
+    @property
+    def wire_methods(self) -> list[Method]:
+        return [method for method in self.methods if method not in TEXT_METHODS]
+
     @model_validator(mode="after")
     def _text(self) -> "Evaluation":
         if Method.text not in self.methods:
             raise ValueError("methods must hold 'text': relative_f1 is relative to it")
+        if foreign := sorted(set(self.methods) & set(VARIANT_METHODS)):
+            raise ValueError(f"methods: {foreign[0].value!r} comes with a variant; declare one")
         return self
 
 
@@ -439,35 +501,113 @@ class Experiment(Section):
         ),
         description="Training of the wire.",
     )
+    variants: list[Variant] = Field([], description="Further wires.")
     evaluation: Evaluation = Field(Evaluation(), description="Evaluation.")
     statistics: Statistics = Field(Statistics(), description="Statistics.")
+
+    @property
+    def wires(self) -> list[str]:
+        """Names of all wires, the shared one first."""
+        return [self.wire.name, *(variant.name for variant in self.variants)]
+
+    @property
+    def source_modes(self) -> set[str]:
+        """What the wires compress: `context`, `prompt` or both."""
+        return {self.of_wire(name).wire.source_mode for name in self.wires}
+
+    @property
+    def backbones(self) -> list[str]:
+        """What the encoders start from."""
+        each = (self.of_wire(name).wire.encoder.backbone for name in self.wires)
+        return list(dict.fromkeys(each))
+
+    @property
+    def readers(self) -> list[Receiver]:
+        """The receivers that the wire is trained for."""
+        names = self.wire.receivers
+        return [r for r in self.receivers if names is None or r.name in names]
+
+    def of_wire(self, name: str) -> "Experiment":
+        """The experiment as one of its wires sees it: its settings, seeds and methods.
+
+        Raises:
+            ValidationError: if what a variant says makes no wire; never once the experiment stands.
+        """
+        variant = next((variant for variant in self.variants if variant.name == name), None)
+        if variant is None:
+            return self
+        methods = [Method.text, variant.method]
+        return self.model_copy(
+            update={
+                "wire": _changed(self.wire, {**variant.wire, "name": name}),
+                "training": _changed(self.training, variant.training),
+                "seeds": variant.seeds or self.seeds[:1],
+                "evaluation": self.evaluation.model_copy(update={"methods": methods}),
+            }
+        )
 
     @model_validator(mode="after")
     def _agreement(self) -> "Experiment":
         """Sections that refer to one another; all disagreements are reported together."""
-        faults = [
-            *self._receiver_faults(),
-            *self._training_faults(),
-            *self._repetitions(),
-            *self._family_faults(),
-        ]
+        faults = [*self._repetitions(), *self._wire_faults(self)]
+        for variant in self.variants:
+            faults += [
+                f"variants: {variant.name}: {fault}" for fault in self._variant_faults(variant)
+            ]
+        faults += self._family_faults()
         if faults:
             raise ValueError("\n".join(faults))
         return self
 
-    def _receiver_faults(self) -> list[str]:
-        names = [receiver.name for receiver in self.receivers]
-        faults = []
-        if len(set(names)) != len(names):
-            faults.append(f"receivers: names must differ, not {names}")
-        backbone = self.wire.encoder.backbone
+    def _variant_faults(self, variant: Variant) -> list[str]:
+        """What is wrong with a variant, in the words for its whole wire."""
+        try:
+            return self._wire_faults(self.of_wire(variant.name))
+        except ValidationError as error:
+            return [
+                f"{'.'.join([error.title.lower(), *map(str, details['loc'])])}: "
+                f"{details['input']!r} is not allowed: {details['msg']}"
+                for details in error.errors()
+            ]
+
+    def _wire_faults(self, own: "Experiment") -> list[str]:
+        """What is wrong with a wire, given the experiment as it sees it."""
+        wire, names = own.wire, [receiver.name for receiver in self.receivers]
+        backbone = wire.encoder.backbone
+        faults = [
+            f"wire.receivers: {name!r} is no receiver of this experiment ({names})"
+            for name in wire.receivers or []
+            if name not in names
+        ]
         if backbone not in names and "/" not in backbone:
             faults.append(
                 f"wire.encoder.backbone: {backbone!r} is no receiver of this experiment ({names}); "
                 "otherwise give a directory with a slash in it, such as ./model, or a hub "
                 "repository as owner/name@commit"
             )
-        return faults
+        return [*faults, *self._encoder_faults(own), *own._training_faults()]
+
+    def _encoder_faults(self, own: "Experiment") -> list[str]:
+        """What keeps another wire's encoder from being this one's."""
+        name = own.wire.encoder_of
+        if name is None:
+            return []
+        if name not in set(self.wires) - {own.wire.name}:
+            return [f"wire.encoder_of: {name!r} is no other wire of this experiment ({self.wires})"]
+        other = self.of_wire(name)
+        known = {receiver.name for receiver in other.readers}
+        faults = [
+            f"wire.receivers: {receiver.name!r} has an adapter in the wire {name!r} already; name "
+            "receivers that are new to it"
+            for receiver in own.readers
+            if receiver.name in known
+        ]
+        return faults + [
+            f"wire.target_ratios: the encoder of the wire {name!r} does not write at {ratio:g}, "
+            f"only at {other.wire.target_ratios}"
+            for ratio in own.wire.target_ratios
+            if ratio not in other.wire.target_ratios
+        ]
 
     def _training_faults(self) -> list[str]:
         training = self.training
@@ -490,7 +630,9 @@ class Experiment(Section):
 
     def _repetitions(self) -> list[str]:
         lists: dict[str, list[Any]] = {
+            "receivers": [receiver.name for receiver in self.receivers],
             "seeds": self.seeds,
+            "wire.name and variants": self.wires,
             "wire.target_ratios": self.wire.target_ratios,
             "evaluation.methods": self.evaluation.methods,
             "statistics.family": self.statistics.family,
@@ -502,10 +644,25 @@ class Experiment(Section):
         ]
 
     def _family_faults(self) -> list[str]:
-        missing = {method for pair in self.statistics.family for method in pair} - set(
-            self.evaluation.methods
-        )
+        measured = {*self.evaluation.methods, *(variant.method for variant in self.variants)}
+        missing = {method for pair in self.statistics.family for method in pair} - measured
         return [
-            f"statistics.family: compares {method.value!r}, which evaluation.methods does not hold"
+            f"statistics.family: compares {method.value!r}, which evaluation.methods and variants "
+            "do not hold"
             for method in sorted(missing)
         ]
+
+
+def _changed(section: S, changes: Mapping[str, Any]) -> S:
+    """A section with some keys changed, those of sections in it too."""
+    return type(section).model_validate(_merged(section.model_dump(), changes))
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in changes.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = _merged(below, value)
+        merged[key] = value
+    return merged

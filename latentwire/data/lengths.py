@@ -51,7 +51,7 @@ class Reader:
 
 
 def open_readers(experiment: Experiment, layout: Layout) -> list[Reader]:
-    """The receivers, and the encoder where it does not start from one of them.
+    """The receivers, and the encoders that do not start from one of them.
 
     Raises:
         UserError: if a receiver is not prepared or a tokenizer cannot be loaded.
@@ -59,10 +59,10 @@ def open_readers(experiment: Experiment, layout: Layout) -> list[Reader]:
     readers = [
         _open_receiver(experiment, layout, receiver.name) for receiver in experiment.receivers
     ]
-    backbone = experiment.wire.encoder.backbone
-    if backbone not in [reader.name for reader in readers]:
-        location, _, revision = backbone.partition("@")
-        readers.append(Reader("encoder", open_tokenizer(location, revision or None)))
+    for backbone in experiment.backbones:
+        if backbone not in [reader.name for reader in readers]:
+            location, _, revision = backbone.partition("@")
+            readers.append(Reader(backbone, open_tokenizer(location, revision or None)))
     return readers
 
 
@@ -74,7 +74,9 @@ def apply_length_policy(
     Raises:
         UserError: with `over_length: error`, if anything does not fit.
     """
-    limit, mode = experiment.length.max_source_tokens, experiment.wire.source_mode
+    limit = experiment.length.max_source_tokens
+    # A prompt holds its context.
+    mode = "prompt" if "prompt" in experiment.source_modes else "context"
     for split, reader in product(SPLITS, readers):
         examples = selection.examples[split]
         lengths = reader.num_tokens(source_text(example, mode) for example in examples)

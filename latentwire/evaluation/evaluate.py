@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from latentwire.config import TEXT_METHODS, Experiment, Method
+from latentwire.config import Experiment, Method
 from latentwire.data.tables import Example, group_by_passage, read_examples, source_text
 from latentwire.errors import UserError
 from latentwire.evaluation.answering import Answer, answer
@@ -47,9 +47,7 @@ def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) ->
     groups = group_by_passage(read_examples(layout.split("test")))
     contexts = [group[0].context for group in groups]
     ids = receiver.prompt.source_ids(contexts)
-    for method in experiment.evaluation.methods:
-        if method not in TEXT_METHODS:
-            continue
+    for method in experiment.evaluation.text_methods:
         rows: list[Prediction] = []
         for ratio, kept, texts in _texts(method, receiver, ids, contexts, experiment):
             send = partial(send_text, receiver, kept, texts)
@@ -76,23 +74,25 @@ def _texts(
             yield ratio, kept, receiver.tokenizer.batch_decode(kept)
 
 
-def evaluate_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: int) -> None:
-    """Evaluates a wire with all receivers, at all ratios, with its controls.
+def evaluate_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
+    """Evaluates the experiment's wire with its receivers, at all ratios, by all its methods.
 
     Raises:
         UserError: if data, receivers or wire are missing, or the wire was trained with another
             anchor than the experiment's.
     """
+    wire_name = experiment.wire.name
     wire = Wire.from_pretrained(layout.wire(wire_name, seed), experiment.device)
     mode, ratios = wire.config.source_mode, experiment.wire.target_ratios
     groups = group_sources(read_examples(layout.split("test")), mode)
     sources = [source_text(group[0], mode) for group in groups]
-    methods = [m for m in experiment.evaluation.methods if m not in TEXT_METHODS]
-    dtypes = {method: PAYLOAD_DTYPES.get(method, "fp16") for method in methods}
+    dtypes = {
+        method: PAYLOAD_DTYPES.get(method, "fp16") for method in experiment.evaluation.wire_methods
+    }
     forms = [(ratio, dtype) for ratio in ratios for dtype in dict.fromkeys(dtypes.values())]
     payloads, seconds = encode_payloads(wire, sources, forms, experiment.evaluation.batch_passages)
     strangers = derangement([group[0].passage_id for group in groups], experiment.evaluation.seed)
-    for settings in experiment.receivers:
+    for settings in experiment.readers:
         receiver = latent_reader(experiment, load_receiver(experiment, layout, settings.name))
         _check_anchor(wire, receiver)
         ids = receiver.prompt.source_ids(sources)

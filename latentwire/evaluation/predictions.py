@@ -7,8 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentwire.config import Experiment, Method
 from latentwire.errors import UserError
 from latentwire.files import whole_file
+from latentwire.layout import NO_WIRE
 
 SCHEMA = pa.schema(
     [
@@ -36,6 +38,36 @@ SCHEMA = pa.schema(
         ("question_aware", pa.bool_()),
     ]
 )
+
+
+WITHOUT_RATIO = (Method.text, Method.closed_book)
+"""Methods that have no target ratio."""
+
+
+@dataclass(frozen=True)
+class PredictionRun:
+    """One prediction file of a receiver, and the target ratios that it must hold."""
+
+    method: Method
+    wire: str
+    seed: int
+    target_ratios: list[float | None]
+
+
+def prediction_runs(experiment: Experiment, receiver: str) -> list[PredictionRun]:
+    """The prediction files of a receiver, the text's first."""
+    budgets: list[float | None] = [float(ratio) for ratio in experiment.wire.target_ratios]
+    texts = [
+        PredictionRun(method, NO_WIRE, 0, [None] if method in WITHOUT_RATIO else budgets)
+        for method in sorted(experiment.evaluation.text_methods, key=Method.text.__ne__)
+    ]
+    return texts + [
+        PredictionRun(method, own.wire.name, seed, [float(r) for r in own.wire.target_ratios])
+        for own in map(experiment.of_wire, experiment.wires)
+        if receiver in [reader.name for reader in own.readers]
+        for method in own.evaluation.wire_methods
+        for seed in own.seeds
+    ]
 
 
 @dataclass(frozen=True)

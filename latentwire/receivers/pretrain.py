@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    GemmaConfig,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -115,6 +116,20 @@ RECIPES = {
             "num_hidden_layers": 3,
             "num_attention_heads": 6,
             "num_key_value_heads": 6,
+        },
+    ),
+    "gemma": Recipe(
+        vocabulary=1024,
+        special_tokens={"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+        digit_pairs=True,
+        config=GemmaConfig,
+        sizes={
+            "hidden_size": 176,
+            "intermediate_size": 448,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 44,
         },
     ),
 }

@@ -14,7 +14,7 @@ from latentwire.statistics.bootstrap import bootstrap_ci
 from latentwire.statistics.clusters import Floats
 from latentwire.statistics.correction import multiple_comparison_correction
 from latentwire.statistics.effects import cohens_d_paired
-from latentwire.statistics.inputs import WITHOUT_RATIO, Answers, read_answers
+from latentwire.statistics.inputs import Answers, read_answers
 from latentwire.statistics.paired import (
     NonInferiority,
     non_inferiority_test,
@@ -74,7 +74,7 @@ def write_statistics(experiment: Experiment, layout: Layout) -> None:
 
 def _comparisons(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, Any]]:
     for method, reference in experiment.statistics.family:
-        for target_ratio in _ratios_of_pair(experiment, method, reference):
+        for target_ratio in _ratios_of_pair(answers, method, reference):
             yield {
                 "receiver": answers[0].receiver,
                 "target_ratio": target_ratio,
@@ -143,9 +143,7 @@ def _correct(experiment: Experiment, comparisons: list[dict[str, Any]]) -> None:
 
 
 def _verdicts(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, Any]]:
-    if Method.latent not in experiment.evaluation.methods:
-        return
-    for target_ratio in _ratios_of_pair(experiment, Method.latent, Method.text):
+    for target_ratio in _ratios_of_pair(answers, Method.latent, Method.text):
         own = _seed_mean(answers, Method.latent, target_ratio)
         text = _seed_mean(answers, Method.text, target_ratio)
         yield {
@@ -243,17 +241,23 @@ def _settings(experiment: Experiment, comparisons: list[dict[str, Any]]) -> dict
 
 
 def _ratios_of_pair(
-    experiment: Experiment, method: Method, reference: Method
-) -> list[float] | list[None]:
-    if method in WITHOUT_RATIO and reference in WITHOUT_RATIO:
-        return [None]
-    return [float(ratio) for ratio in experiment.wire.target_ratios]
+    answers: list[Answers], method: Method, reference: Method
+) -> list[float | None]:
+    """Where a receiver has both; a method without target ratios stands beside every one."""
+    own, other = (
+        dict.fromkeys(run.target_ratio for run in answers if run.method == name)
+        for name in (method, reference)
+    )
+    if None in own:
+        return list(other)
+    return [ratio for ratio in own if ratio in other or None in other]
 
 
 def _seed_mean(answers: list[Answers], method: Method, target_ratio: float | None) -> SeedMean:
-    """A method without target ratios stands beside every one of them."""
-    wanted = None if method in WITHOUT_RATIO else target_ratio
-    runs = [own for own in answers if own.method == method and own.target_ratio == wanted]
+    """A method without target ratios has one score for all of them."""
+    runs = [
+        own for own in answers if own.method == method and own.target_ratio in (target_ratio, None)
+    ]
     return SeedMean(
         scores=np.mean([own.columns[METRIC] for own in runs], axis=0),
         per_seed={str(own.seed): float(own.columns[METRIC].mean()) for own in runs},

@@ -7,13 +7,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from latentwire.config import TEXT_METHODS, Experiment, Method
+from latentwire.config import Experiment, Method
 from latentwire.errors import UserError
-from latentwire.evaluation.predictions import read_predictions
+from latentwire.evaluation.predictions import PredictionRun, prediction_runs, read_predictions
 from latentwire.layout import NO_WIRE, Layout
 from latentwire.statistics.clusters import Floats
 
-WITHOUT_RATIO = (Method.text, Method.closed_book)
 SCORES = ("em", "f1", "nll", "first_token_correct")
 COUNTS = (
     "source_tokens",
@@ -59,36 +58,24 @@ def read_answers(experiment: Experiment, layout: Layout, receiver: str) -> list[
             number.
     """
     answers: list[Answers] = []
-    for method in experiment.evaluation.methods:
-        for wire, seed in _runs(experiment, method):
-            path = layout.predictions(method, receiver, wire, seed)
-            table = read_predictions(path)
-            for target_ratio in _target_ratios(experiment, method, table, path):
-                rows = _rows(table, target_ratio)
-                answers.append(_answers(rows, method, receiver, seed, target_ratio, path))
-                _check_same_examples(answers[0], answers[-1], path)
+    for run in prediction_runs(experiment, receiver):
+        path = layout.predictions(run.method, receiver, run.wire, run.seed)
+        table = read_predictions(path)
+        _check_target_ratios(run, table, path)
+        for target_ratio in run.target_ratios:
+            rows = _rows(table, target_ratio)
+            answers.append(_answers(rows, run.method, receiver, run.seed, target_ratio, path))
+            _check_same_examples(answers[0], answers[-1], path)
     return answers
 
 
-def _runs(experiment: Experiment, method: Method) -> list[tuple[str, int]]:
-    if method in TEXT_METHODS:
-        return [(NO_WIRE, 0)]
-    return [(experiment.wire.name, seed) for seed in experiment.seeds]
-
-
-def _target_ratios(
-    experiment: Experiment, method: Method, table: pa.Table, path: Path
-) -> list[float | None]:
-    expected: list[float | None] = (
-        [None] if method in WITHOUT_RATIO else [float(r) for r in experiment.wire.target_ratios]
-    )
+def _check_target_ratios(run: PredictionRun, table: pa.Table, path: Path) -> None:
     found = table["target_ratio"].unique().to_pylist()
-    if set(found) != set(expected):
+    if set(found) != set(run.target_ratios):
         raise UserError(
             f"{path} holds the target ratios {found}, but the configuration (wire.target_ratios) "
-            f"asks for {expected}; run the stage `evaluate` again"
+            f"asks for {run.target_ratios}; run the stage `evaluate` again"
         )
-    return expected
 
 
 def _rows(table: pa.Table, target_ratio: float | None) -> pa.Table:

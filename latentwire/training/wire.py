@@ -42,33 +42,32 @@ _DEV_PASSAGES_ANSWERED = 16
 logger = logging.getLogger(__name__)
 
 
-def train_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: int) -> None:
-    """Trains a wire, or goes on where an interrupted run stopped, and writes its folder.
+def train_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
+    """Trains the experiment's wire, or goes on where an interrupted run stopped.
 
     Raises:
         UserError: if data or receivers are missing, or a saved state belongs to another run.
     """
     torch.manual_seed(seed)
-    receivers = [load_receiver(experiment, layout, r.name) for r in experiment.receivers]
-    wire = make_wire(experiment, layout, receivers)
+    receivers = [load_receiver(experiment, layout, r.name) for r in experiment.readers]
+    wire = make_wire(experiment, layout, receivers, seed)
     task = WireTask(experiment, layout, wire, receivers, seed)
     settings = experiment.training
     schedule = Schedule(
         num_steps=task.num_steps,
         **settings.model_dump(include=set(Schedule.__dataclass_fields__)),
     )
-    state = StateDirectory(
-        layout.state(f"{wire_name}-seed{seed}"), _identity(experiment, layout, seed)
-    )
+    name = experiment.wire.name
+    state = StateDirectory(layout.state(f"{name}-seed{seed}"), _identity(experiment, seed))
     logger.info(
         "training wire %s, seed %d: %d steps, widths %s",
-        wire_name,
+        name,
         seed,
         task.num_steps,
         wire.widths,
     )
     metrics = fit(task, schedule, state)
-    directory = layout.wire(wire_name, seed)
+    directory = layout.wire(name, seed)
     copy_file(metrics, directory / METRICS)
     write_text(directory / "README.md", wire_card(experiment, wire, seed, task.num_steps))
     wire.encoder.merge_lora()
@@ -76,12 +75,26 @@ def train_wire(experiment: Experiment, layout: Layout, wire_name: str, seed: int
     state.remove()
 
 
-def make_wire(experiment: Experiment, layout: Layout, receivers: Sequence[Receiver]) -> Wire:
-    """An untrained wire, its encoder started from the backbone of the configuration.
+def make_wire(
+    experiment: Experiment, layout: Layout, receivers: Sequence[Receiver], seed: int
+) -> Wire:
+    """A wire to train: its encoder started from the backbone, or frozen and of another wire.
 
     Raises:
-        UserError: if the backbone cannot be loaded.
+        UserError: if the backbone or the other wire cannot be loaded.
     """
+    facts = {
+        receiver.name: ReceiverFacts(
+            receiver.embedding_dim,
+            receiver.embedding_rms,
+            receiver.prompt.anchor_ids,
+        )
+        for receiver in receivers
+    }
+    if experiment.wire.encoder_of is not None:
+        wire = Wire.from_pretrained(layout.wire(experiment.wire.encoder_of, seed))
+        wire.add_receivers(facts)
+        return wire.to(experiment.device)
     location = _backbone_location(experiment, layout)
     tokenizer = open_tokenizer(**location)
     encoder = experiment.wire.encoder
@@ -99,14 +112,6 @@ def make_wire(experiment: Experiment, layout: Layout, receivers: Sequence[Receiv
             use_safetensors=True,
             attn_implementation="sdpa",
         )
-    facts = {
-        receiver.name: ReceiverFacts(
-            receiver.embedding_dim,
-            receiver.embedding_rms,
-            receiver.prompt.anchor_ids,
-        )
-        for receiver in receivers
-    }
     widths = dict.fromkeys(experiment.wire.target_ratios, 1.0)
     wire = Wire(experiment.wire, backbone, tokenizer, widths, facts)
     if encoder.lora_rank is not None:
@@ -135,7 +140,8 @@ class WireTask:
         self._layout, self._receivers, self._seed = layout, receivers, seed
         self._latent_readers = {r.name: latent_reader(experiment, r) for r in receivers}
         self._passages = self._tokenise("train")
-        wire.widths = pooling_widths(self._passages, experiment.wire.target_ratios)
+        if experiment.wire.encoder_of is None:
+            wire.widths = pooling_widths(self._passages, experiment.wire.target_ratios)
         lengths = [passage.num_tokens for passage in self._passages]
         self.order = BatchOrder(lengths, self._settings.passages_per_step, seed)
         self.num_steps = self._settings.steps or self.order.num_steps(self._settings.epochs or 0)
@@ -407,7 +413,7 @@ def _backbone_location(experiment: Experiment, layout: Layout) -> dict[str, Any]
     return {"location": repository, "revision": revision or None}
 
 
-def _identity(experiment: Experiment, layout: Layout, seed: int) -> dict[str, Any]:
+def _identity(experiment: Experiment, seed: int) -> dict[str, Any]:
     """What must not change between the parts of one run."""
     sections = {"data", "length", "prompt", "receivers", "wire", "training", "threads"}
     settings = experiment.model_dump(mode="json", include=sections)

@@ -64,7 +64,8 @@ class Encoder(nn.Module):
 
     def merge_lora(self) -> None:
         """Adds the updates to the weights that they update, if there are any."""
-        if self.config.lora_rank is not None:
+        # What was merged already is a plain model again.
+        if hasattr(self.backbone, "merge_and_unload"):
             self.backbone = cast(Any, self.backbone).merge_and_unload()
 
     def read(self, ids: Tensor, mask: Tensor) -> EncodedSources:

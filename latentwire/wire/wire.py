@@ -72,7 +72,6 @@ class Wire(nn.Module):
         self.encoder = Encoder(backbone, config.encoder, config.latent_dim)
         # Names may hold dots, which module names may not.
         self.adapters = nn.ModuleList(self._adapter(facts) for facts in receivers.values())
-        self._adapter_index = {name: index for index, name in enumerate(receivers)}
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +87,11 @@ class Wire(nn.Module):
         for name, value in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
         return digest.digest()[:16]
+
+    def add_receivers(self, receivers: dict[str, ReceiverFacts]) -> None:
+        """Adds untrained adapters of further receivers; what is there stays as it is."""
+        self.adapters.extend(self._adapter(facts) for facts in receivers.values())
+        self.receivers = self.receivers | receivers
 
     def source_ids(self, sources: Sequence[str]) -> list[list[int]]:
         """The encoder's token ids of source texts, no special tokens, nothing cut."""
@@ -129,9 +133,10 @@ class Wire(nn.Module):
         Raises:
             UserError: if the wire has no adapter for the receiver.
         """
-        if receiver not in self._adapter_index:
-            raise UserError(f"no adapter for receiver {receiver!r}; there are {[*self.receivers]}")
-        return Source(self.adapters[self._adapter_index[receiver]](latents), mask)
+        names = [*self.receivers]
+        if receiver not in names:
+            raise UserError(f"no adapter for receiver {receiver!r}; there are {names}")
+        return Source(self.adapters[names.index(receiver)](latents), mask)
 
     @torch.no_grad()
     def encode(self, sources: Sequence[str], ratio: float) -> list[Latents]:

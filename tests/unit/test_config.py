@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from latentwire.config import Experiment, Method
+from latentwire.config import VARIANT_METHODS, Experiment, Method
 from latentwire.config_files import REPOSITORY, generated_files
 from latentwire.configuration import dump_yaml, load_experiment, validate
 from latentwire.errors import UserError
@@ -92,7 +93,8 @@ def test_smoke_does_all_that_the_default_does():
     assert set(smoke.wire.target_ratios) > set(default.wire.target_ratios)
     ratios = {"target_ratios": default.wire.target_ratios}
     assert smoke.wire.model_copy(update=ratios) == default.wire
-    assert smoke.evaluation.methods == default.evaluation.methods == list(Method)
+    assert smoke.evaluation.methods == default.evaluation.methods
+    assert {*default.evaluation.methods, *VARIANT_METHODS} == set(Method)
     assert smoke.statistics.family == default.statistics.family
 
 
@@ -171,7 +173,10 @@ def test_all_faults_are_reported_at_once():
             {"receivers": [{"name": "a", "source": "hub", "path": "b"}]},
             ["receivers.0: source: hub does not take the key 'path'", "needs the key 'revision'"],
         ),
-        ({"receivers": [{"name": "llama", "source": "bundled"}] * 2}, ["names must differ"]),
+        (
+            {"receivers": [{"name": "llama", "source": "bundled"}] * 2},
+            ["receivers: an entry occurs twice"],
+        ),
         ({"wire": {"encoder": {"backbone": "lama"}}}, ["wire.encoder.backbone: 'lama'", "llama"]),
         ({"wire": {"encoder": {"num_latents": 3}}}, ["wire.encoder: num_latents belongs to"]),
         ({"wire": {"target_ratios": [4, 4]}}, ["wire.target_ratios: an entry occurs twice"]),
@@ -192,7 +197,7 @@ def test_all_faults_are_reported_at_once():
         ({"evaluation": {"methods": ["latent"]}}, ["methods must hold 'text'"]),
         (
             {"evaluation": {"methods": ["text", "latent", "truncate_head", "closed_book"]}},
-            ["statistics.family: compares 'control_shuffled', which evaluation.methods does not"],
+            ["statistics.family: compares 'control_shuffled', which evaluation.methods and"],
         ),
         ({"experiment": "../up"}, ["experiment: '../up' is not allowed; letters, digits"]),
     ],
@@ -289,3 +294,51 @@ def test_schema_refuses_unknown_keys_at_every_level():
         for section in sections
         if section["type"] == "object"
     )
+
+
+def variant(**keys):
+    return {"name": "other", "method": "ablation", **keys}
+
+
+def test_a_variant_changes_what_it_says_and_keeps_the_rest():
+    experiment = validate(
+        {
+            "seeds": [3, 4],
+            "wire": {"target_ratios": [4, 8], "encoder": {"pooling": "last"}},
+            "training": {"steps": 900},
+            "variants": [
+                variant(wire={"encoder": {"bidirectional": False}}, training={"kl_weight": 0.5})
+            ],
+        }
+    )
+    own = experiment.of_wire("other")
+    assert own.wire.name == "other"
+    assert own.wire.encoder.pooling == "last"
+    assert not own.wire.encoder.bidirectional
+    assert (own.training.steps, own.training.kl_weight) == (900, 0.5)
+    assert own.seeds == [3]
+    assert own.evaluation.wire_methods == ["ablation"]
+    assert experiment.of_wire("shared") == experiment
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ({"wire": {"latent_dimm": 3}}, "variants: other: wire.latent_dimm: 3"),
+        ({"training": {"steps": -1}}, "variants: other: training.steps: -1"),
+        ({"wire": {"receivers": ["gemma"]}}, "variants: other: wire.receivers: 'gemma' is no"),
+        ({"wire": {"encoder_of": "nobody"}}, "wire.encoder_of: 'nobody' is no other wire"),
+        ({"wire": {"encoder_of": "shared"}}, "wire.receivers: 'llama' has an adapter"),
+        ({"name": "shared"}, "occurs twice"),
+        ({"method": "latent"}, "'latent' belongs to no variant"),
+    ],
+)
+def test_a_variant_that_makes_no_wire_is_refused(keys, fault):
+    with pytest.raises(UserError, match=re.escape(fault)):
+        validate({"variants": [variant(**keys)]})
+
+
+def test_an_encoder_is_only_asked_for_ratios_that_it_writes():
+    adapted = variant(wire={"encoder_of": "shared", "receivers": ["qwen"], "target_ratios": [32]})
+    with pytest.raises(UserError, match="does not write at 32, only at"):
+        validate({"wire": {"receivers": ["llama"]}, "variants": [adapted]})

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from latentwire.config import Experiment, Method, PocketData
+from latentwire.config import Experiment, PocketData
 from latentwire.data.prepare import prepare
 from latentwire.data.tables import read_examples, write_examples
 from latentwire.evaluation.evaluate import evaluate_text, evaluate_wire
@@ -26,7 +26,7 @@ def evaluated(tmp_path_factory):
         build_receiver(experiment, layout, receiver.name)
         receivers.append(load_receiver(experiment, layout, receiver.name))
     prepare(experiment, layout)
-    make_wire(experiment, layout, receivers).save_pretrained(layout.wire("shared", 1))
+    make_wire(experiment, layout, receivers, 1).save_pretrained(layout.wire("shared", 1))
     gold = evaluate(experiment, layout)
     examples = read_examples(layout.split("test"))
     shifted = [*examples[1:], examples[0]]
@@ -40,7 +40,7 @@ def evaluated(tmp_path_factory):
 def evaluate(experiment: Experiment, layout: Layout) -> dict[str, list[dict]]:
     for receiver in experiment.receivers:
         evaluate_text(experiment, layout, receiver.name)
-    evaluate_wire(experiment, layout, "shared", 1)
+    evaluate_wire(experiment, layout, 1)
     folder = layout.root / "predictions"
     return {
         str(path.relative_to(folder)): pq.read_table(path).to_pylist()
@@ -50,7 +50,7 @@ def evaluate(experiment: Experiment, layout: Layout) -> dict[str, list[dict]]:
 
 def test_answers_do_not_depend_on_gold_answers(evaluated):
     gold, wrong = evaluated
-    assert len(gold) == 2 * len(Method)
+    assert len(gold) == 2 * len(Experiment().evaluation.methods)
     own = ("prediction", "source_tokens", "prompt_tokens", "soft_tokens", "payload_bytes")
     for name, rows in gold.items():
         for before, after in zip(rows, wrong[name], strict=True):

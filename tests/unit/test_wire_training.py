@@ -5,9 +5,12 @@ import torch
 import torch.nn.functional as F
 from samples import make_receiver
 
-from latentwire.config import Encoder, Experiment, PocketData, Receiver, Training, Wire
+from latentwire.config import Encoder, Experiment, PocketData, Receiver, Training
+from latentwire.config import Wire as WireConfig
+from latentwire.configuration import validate
 from latentwire.data.pocket_source import read_pocket
 from latentwire.data.tables import write_examples
+from latentwire.errors import UserError
 from latentwire.files import write_json
 from latentwire.layout import Layout
 from latentwire.receivers.loading import load_receiver
@@ -15,8 +18,14 @@ from latentwire.receivers.pretrain import save_receiver
 from latentwire.training.loop import Schedule, fit
 from latentwire.training.passages import _encoder_index
 from latentwire.training.state import StateDirectory
-from latentwire.training.wire import WireTask, least_sharpness, make_wire, other_passages
-from latentwire.wire.wire import Wire as SavedWire
+from latentwire.training.wire import (
+    WireTask,
+    least_sharpness,
+    make_wire,
+    other_passages,
+    train_wire,
+)
+from latentwire.wire.wire import Wire
 
 
 @pytest.fixture
@@ -24,7 +33,7 @@ def task(tmp_path):
     return make_task(tmp_path)
 
 
-def make_task(tmp_path, **encoder):
+def make_task(tmp_path, readers=None, **encoder):
     experiment = Experiment(
         experiment="tiny",
         data=PocketData(train_passages=40, dev_passages=2, test_passages=2),
@@ -32,7 +41,7 @@ def make_task(tmp_path, **encoder):
             Receiver(name="llama", source="bundled"),
             Receiver(name="qwen", source="bundled"),
         ],
-        wire=Wire(latent_dim=16, encoder=Encoder(**encoder)),
+        wire=WireConfig(latent_dim=16, receivers=readers, encoder=Encoder(**encoder)),
         training=Training(steps=4, passages_per_step=4, alignment_steps=0),
     )
     layout = Layout("tiny", tmp_path)
@@ -44,8 +53,8 @@ def make_task(tmp_path, **encoder):
         )
     for split in ("train", "dev"):
         write_examples(layout.split(split), examples(split))
-    receivers = [load_receiver(experiment, layout, r.name) for r in experiment.receivers]
-    return WireTask(experiment, layout, make_wire(experiment, layout, receivers), receivers, 1)
+    receivers = [load_receiver(experiment, layout, r.name) for r in experiment.readers]
+    return WireTask(experiment, layout, make_wire(experiment, layout, receivers, 1), receivers, 1)
 
 
 def examples(split):
@@ -88,7 +97,7 @@ def test_lora_trains_updates_of_the_backbone_and_merges_them(tmp_path):
     task.module.encoder.merge_lora()
     torch.testing.assert_close(task.module.read(passages).hidden, before, atol=1e-4, rtol=1e-4)
     task.module.save_pretrained(tmp_path / "wire")
-    again = SavedWire.from_pretrained(tmp_path / "wire").read(passages).hidden
+    again = Wire.from_pretrained(tmp_path / "wire").read(passages).hidden
     torch.testing.assert_close(again, before, atol=1e-4, rtol=1e-4)
 
 
@@ -230,3 +239,33 @@ def test_dev_is_measured_with_the_receivers_as_they_are(task):
     task._least_sharpness = dict.fromkeys(task._least_sharpness, 0.3)
     task.losses(0)
     assert task.dev() == expected
+
+
+def test_a_new_receiver_gets_an_adapter_and_changes_nothing_else(tmp_path):
+    task = make_task(tmp_path, readers=["llama"])
+    task.module.save_pretrained(task._layout.wire("shared", 1))
+    adapted = {
+        "name": "adapted",
+        "method": "latent_adapted",
+        "wire": {"encoder_of": "shared", "receivers": ["qwen"]},
+    }
+    experiment = validate(
+        {**task._experiment.model_dump(mode="json"), "variants": [adapted]}
+    ).of_wire("adapted")
+    train_wire(experiment, task._layout, 1)
+    wire, before = (
+        Wire.from_pretrained(task._layout.wire(name, 1)) for name in ("adapted", "shared")
+    )
+    assert wire.wire_id == before.wire_id
+    assert wire.widths == before.widths
+    state = wire.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in before.state_dict().items())
+    messages = before.encode(["Ada was born in Ashford."], 4)
+    assert wire.receive("llama", messages).embeddings.equal(
+        before.receive("llama", messages).embeddings
+    )
+    assert (
+        wire.receive("qwen", messages).embeddings.shape[-1] == wire.receivers["qwen"].embedding_dim
+    )
+    with pytest.raises(UserError, match="no adapter for receiver 'qwen'"):
+        before.receive("qwen", messages)

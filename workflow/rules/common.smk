@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from latentwire.config import TEXT_METHODS, ReceiverSource
+from latentwire.config import ReceiverSource
 from latentwire.configuration import dump_yaml, validate
 from latentwire.errors import UserError
 from latentwire.files import write_text
@@ -28,11 +28,9 @@ EXPERIMENT = load_experiment()
 LAYOUT = Layout(EXPERIMENT.experiment)
 CONFIG = str(LAYOUT.config)
 # Saving more often changes when a training is saved, not what it makes.
-SETTINGS = EXPERIMENT.model_dump(mode="json", exclude={"training": {"checkpoint_interval_seconds"}})
+NOT_SCIENCE = {"training": {"checkpoint_interval_seconds"}}
 RECEIVERS = [receiver.name for receiver in EXPERIMENT.receivers]
-METHODS = EXPERIMENT.evaluation.methods
-USED_TEXT_METHODS = [method for method in METHODS if method in TEXT_METHODS]
-WIRE_METHODS = [method for method in METHODS if method not in TEXT_METHODS]
+WIRES = {wire: EXPERIMENT.of_wire(wire) for wire in EXPERIMENT.wires}
 NUM_GPUS = 1 if EXPERIMENT.device == "cuda" else 0
 FIGURES = ["quality", "tasks", "ratio", "controls", "training", "cost"]
 
@@ -46,7 +44,7 @@ STAGES = {
     ),
     "train_wire": (
         "latentwire.training.wire",
-        ["threads", "device", "prompt", "receivers", "wire", "training"],
+        ["threads", "device", "prompt", "wire", "training"],
     ),
     "evaluate_text": (
         "latentwire.evaluation.evaluate",
@@ -66,7 +64,6 @@ STAGES = {
             "threads",
             "device",
             "prompt",
-            "receivers",
             "wire",
             "evaluation.batch_passages",
             "evaluation.max_new_tokens",
@@ -77,6 +74,7 @@ STAGES = {
         "latentwire.statistics.metrics",
         [
             "evaluation.methods",
+            "variants",
             "statistics.confidence",
             "statistics.resamples",
             "statistics.seed",
@@ -84,11 +82,11 @@ STAGES = {
     ),
     "statistics": (
         "latentwire.statistics.comparisons",
-        ["evaluation.methods", "statistics"],
+        ["evaluation.methods", "variants", "statistics"],
     ),
     "headline": ("latentwire.reporting.headline", ["seeds"]),
     "figures": ("latentwire.reporting.figures", ["seeds"]),
-    "provenance": ("latentwire.reporting.provenance", list(SETTINGS)),
+    "provenance": ("latentwire.reporting.provenance", list(type(EXPERIMENT).model_fields)),
 }
 
 
@@ -98,17 +96,24 @@ def code(stage, without=()):
     return code_fingerprint(entry, without)
 
 
-def settings(stage, **more):
+def settings(stage, experiment=EXPERIMENT, **more):
     """The configuration that a stage reads."""
     _, keys = STAGES[stage]
-    return {key: setting(key) for key in keys} | more
+    return {key: setting(key, experiment) for key in keys} | more
 
 
-def setting(key):
-    value = SETTINGS
+def setting(key, experiment=EXPERIMENT):
+    value = experiment.model_dump(mode="json", exclude=NOT_SCIENCE)
     for part in key.split("."):
         value = value[part]
     return value
+
+
+def wire_settings(stage, wire):
+    """What a stage reads of a wire's own settings, and of the receivers that it is for."""
+    own = WIRES[wire]
+    readers = [receiver.model_dump(mode="json") for receiver in own.readers]
+    return settings(stage, own, receivers=readers)
 
 
 def receiver_config(wildcards):
@@ -155,8 +160,21 @@ def receiver_files(wildcards):
     return sorted(map(str, folder.glob("*.*"))) if folder else []
 
 
-def prepared_receivers():
-    return [LAYOUT.receiver(receiver) / "receiver.json" for receiver in RECEIVERS]
+def prepared_receivers(names=RECEIVERS):
+    return [LAYOUT.receiver(name) / "receiver.json" for name in names]
+
+
+def receivers_of_wire(wildcards):
+    """The receivers that a wire is for, and the one that its encoder starts from."""
+    own = WIRES[wildcards.wire]
+    backbone = {own.wire.encoder.backbone} & set(RECEIVERS)
+    return prepared_receivers(sorted({receiver.name for receiver in own.readers} | backbone))
+
+
+def encoder_of_wire(wildcards):
+    """The wire whose encoder a wire takes as it is."""
+    other = WIRES[wildcards.wire].wire.encoder_of
+    return [LAYOUT.wire(other, wildcards.seed) / "model.safetensors"] if other else []
 
 
 def pretrained_receivers(wildcards):
@@ -186,26 +204,31 @@ def data_files(wildcards):
 
 
 def wire_runs():
-    """Folders of all trained wires."""
+    """Folders of the shared wire, one for each training seed."""
     return [LAYOUT.wire(EXPERIMENT.wire.name, seed) for seed in EXPERIMENT.seeds]
 
 
 def text_predictions(receiver):
-    return [LAYOUT.predictions(method, receiver) for method in USED_TEXT_METHODS]
+    methods = EXPERIMENT.evaluation.text_methods
+    return [LAYOUT.predictions(method, receiver) for method in methods]
 
 
 def wire_predictions(wire, seed):
+    own = WIRES[wire]
     return [
-        LAYOUT.predictions(method, receiver, wire, seed)
-        for method in WIRE_METHODS
-        for receiver in RECEIVERS
+        LAYOUT.predictions(method, receiver.name, wire, seed)
+        for method in own.evaluation.wire_methods
+        for receiver in own.readers
     ]
 
 
 def all_predictions():
     texts = [path for receiver in RECEIVERS for path in text_predictions(receiver)]
     wires = [
-        path for seed in EXPERIMENT.seeds for path in wire_predictions(EXPERIMENT.wire.name, seed)
+        path
+        for wire, own in WIRES.items()
+        for seed in own.seeds
+        for path in wire_predictions(wire, seed)
     ]
     return texts + wires
 
@@ -235,5 +258,5 @@ def write_resolved_config():
 
 wildcard_constraints:
     receiver="|".join(map(re.escape, RECEIVERS)),
-    wire=re.escape(EXPERIMENT.wire.name),
-    seed="|".join(map(str, EXPERIMENT.seeds)),
+    wire="|".join(map(re.escape, WIRES)),
+    seed=r"\d+",

@@ -24,31 +24,35 @@ rule evaluate_text:
         " --receiver {wildcards.receiver:q}"
 
 
-if WIRE_METHODS:
+for WIRE, OWN in WIRES.items():
+    if OWN.evaluation.wire_methods:
 
-    rule evaluate_wire:
-        input:
-            receivers=prepared_receivers(),
-            test=LAYOUT.split("test"),
-            weights=LAYOUT.wire("{wire}", "{seed}") / "model.safetensors",
-            config=LAYOUT.wire("{wire}", "{seed}") / "config.json",
-        output:
-            wire_predictions("{wire}", "{seed}"),
-        log:
-            LAYOUT.log("evaluate_wire-{wire}-seed{seed}"),
-        benchmark:
-            LAYOUT.benchmark("evaluate_wire-{wire}-seed{seed}")
-        conda:
-            "../../environment.yml"
-        threads: EXPERIMENT.threads
-        resources:
-            gpu=NUM_GPUS,
-        params:
-            config=CONFIG,
-            settings=settings("evaluate_wire"),
-            code=code("evaluate_wire"),
-        message:
-            "Asking every receiver through the wire {wildcards.wire}, seed {wildcards.seed}"
-        shell:
-            "exec python -m latentwire evaluate-wire --config {params.config:q}"
-            " --wire {wildcards.wire:q} --seed {wildcards.seed:q}"
+        rule:
+            name:
+                f"evaluate_wire_{WIRE}"
+            input:
+                receivers=prepared_receivers(receiver.name for receiver in OWN.readers),
+                test=LAYOUT.split("test"),
+                weights=LAYOUT.wire(WIRE, "{seed}") / "model.safetensors",
+                config=LAYOUT.wire(WIRE, "{seed}") / "config.json",
+            output:
+                wire_predictions(WIRE, "{seed}"),
+            log:
+                LAYOUT.log(f"evaluate_wire-{WIRE}-seed{{seed}}"),
+            benchmark:
+                LAYOUT.benchmark(f"evaluate_wire-{WIRE}-seed{{seed}}")
+            conda:
+                "../../environment.yml"
+            threads: EXPERIMENT.threads
+            resources:
+                gpu=NUM_GPUS,
+            params:
+                config=CONFIG,
+                wire=WIRE,
+                settings=wire_settings("evaluate_wire", WIRE),
+                code=code("evaluate_wire"),
+            message:
+                "Asking receivers through the wire {params.wire}, seed {wildcards.seed}"
+            shell:
+                "exec python -m latentwire evaluate-wire --config {params.config:q}"
+                " --wire {params.wire:q} --seed {wildcards.seed:q}"

@@ -2,7 +2,8 @@
 # declared: Snakemake removes the outputs of a job that failed or was killed.
 rule train_wire:
     input:
-        receivers=prepared_receivers(),
+        receivers=receivers_of_wire,
+        encoder=encoder_of_wire,
         train=LAYOUT.split("train"),
         dev=LAYOUT.split("dev"),
     output:
@@ -21,7 +22,7 @@ rule train_wire:
         gpu=NUM_GPUS,
     params:
         config=CONFIG,
-        settings=settings("train_wire"),
+        settings=lambda wildcards: wire_settings("train_wire", wildcards.wire),
         code=code("train_wire"),
     message:
         "Training the wire {wildcards.wire}, seed {wildcards.seed}"
