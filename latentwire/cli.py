@@ -298,6 +298,15 @@ def _train_wire(experiment: "Experiment", layout: Layout, options: argparse.Name
     train_wire(experiment.of_wire(options.wire), layout, options.seed)
 
 
+def _adapt(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    if experiment.of_wire(options.wire).wire.encoder_of is None:
+        raise UserError(
+            f"--wire {options.wire} has an encoder of its own, which `train-wire` trains; `adapt` "
+            "is for a variant with the key wire.encoder_of"
+        )
+    _train_wire(experiment, layout, options)
+
+
 def _evaluate_text(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.evaluation.evaluate import evaluate_text
 
@@ -308,6 +317,14 @@ def _evaluate_wire(experiment: "Experiment", layout: Layout, options: argparse.N
     from latentwire.evaluation.evaluate import evaluate_wire
 
     evaluate_wire(experiment.of_wire(options.wire), layout, options.seed)
+
+
+def _evaluate_variant(
+    experiment: "Experiment", layout: Layout, options: argparse.Namespace
+) -> None:
+    from latentwire.evaluation.evaluate import evaluate_wire
+
+    evaluate_wire(experiment.of_wire(options.wire), layout, options.seed, options.receiver)
 
 
 def _metrics(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
@@ -379,6 +396,13 @@ VERBS: dict[str, Verb] = {
         uses_torch=True,
         uses_device=True,
     ),
+    "adapt": Verb(
+        _adapt,
+        "train adapters of further receivers for the frozen encoder of a trained wire",
+        (_WIRE, _SEED),
+        uses_torch=True,
+        uses_device=True,
+    ),
     "evaluate-text": Verb(
         _evaluate_text,
         "ask one receiver with the text, with less of it and without",
@@ -390,6 +414,13 @@ VERBS: dict[str, Verb] = {
         _evaluate_wire,
         "ask every receiver through a trained wire, controls included",
         (_WIRE, _SEED),
+        uses_torch=True,
+        uses_device=True,
+    ),
+    "evaluate-variant": Verb(
+        _evaluate_variant,
+        "ask one receiver through a trained wire",
+        (_WIRE, _SEED, ("--receiver", "name of the receiver")),
         uses_torch=True,
         uses_device=True,
     ),

@@ -74,8 +74,13 @@ def _texts(
             yield ratio, kept, receiver.tokenizer.batch_decode(kept)
 
 
-def evaluate_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
-    """Evaluates the experiment's wire with its receivers, at all ratios, by all its methods.
+def evaluate_wire(
+    experiment: Experiment, layout: Layout, seed: int, only: str | None = None
+) -> None:
+    """Evaluates the experiment's wire, at all ratios, by all its methods.
+
+    Args:
+        only: the receiver to ask; none asks all that the wire is trained for.
 
     Raises:
         UserError: if data, receivers or wire are missing, or the wire was trained with another
@@ -93,6 +98,8 @@ def evaluate_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
     payloads, seconds = encode_payloads(wire, sources, forms, experiment.evaluation.batch_passages)
     strangers = derangement([group[0].passage_id for group in groups], experiment.evaluation.seed)
     for settings in experiment.readers:
+        if only not in (None, settings.name):
+            continue
         receiver = latent_reader(experiment, load_receiver(experiment, layout, settings.name))
         _check_anchor(wire, receiver)
         ids = receiver.prompt.source_ids(sources)

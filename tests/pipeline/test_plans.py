@@ -26,7 +26,7 @@ def test_every_config_plans_jobs(clean, config):
     experiment = load_experiment(path)
     plan = clean.plan("--configfile", f"config/{config}")
     assert plan["receiver"] == plan["evaluate_text"] == len(experiment.receivers)
-    assert plan["train_wire"] == plan["evaluate_wire_shared"] == len(experiment.seeds)
+    assert plan["train_wire"] == plan["evaluate_wire"] == len(experiment.seeds)
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])

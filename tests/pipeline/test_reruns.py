@@ -6,7 +6,7 @@ REPORT = {"report", "all"}
 AFTER_STATISTICS = {"figures"} | REPORT
 AFTER_METRICS = {"metrics", "headline", "provenance"} | AFTER_STATISTICS
 AFTER_EVALUATION = {"statistics"} | AFTER_METRICS
-AFTER_TRAINING = {"evaluate_wire_shared"} | AFTER_EVALUATION
+AFTER_TRAINING = {"evaluate_wire"} | AFTER_EVALUATION
 AFTER_PREPARE = {"train_wire", "evaluate_text"} | AFTER_TRAINING
 
 

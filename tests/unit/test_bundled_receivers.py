@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 import torch
 
-from latentwire.config import Experiment
+from latentwire.config import Encoder, Experiment, Receiver, ReceiverSource, Wire
 from latentwire.data.pocket import HELD_OUT_NAMES, full_length_passages
 from latentwire.layout import Layout
 from latentwire.receivers.build import BUNDLED, build_receiver
@@ -17,9 +17,13 @@ PASSAGES = list(islice(full_length_passages("bundled", HELD_OUT_NAMES), 15))
 MAX_NEW_TOKENS = 16
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen"])
+@pytest.fixture(scope="module", params=["llama", "qwen", "gemma"])
 def bundled(request, tmp_path_factory):
-    experiment, layout = Experiment(), Layout("pocket", tmp_path_factory.mktemp("results"))
+    experiment = Experiment(
+        receivers=[Receiver(name=request.param, source=ReceiverSource.bundled)],
+        wire=Wire(encoder=Encoder(backbone=request.param)),
+    )
+    layout = Layout("pocket", tmp_path_factory.mktemp("results"))
     build_receiver(experiment, layout, request.param)
     return load_receiver(experiment, layout, request.param)
 

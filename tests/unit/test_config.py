@@ -82,9 +82,17 @@ def test_shipped_configurations():
     }
 
 
-def test_pocket_full_is_the_default_with_three_seeds():
-    changed = {"experiment": "pocket-full", "seeds": [1, 2, 3]}
-    assert shipped("pocket-full") == validate(Experiment().model_dump() | changed)
+def test_pocket_full_is_the_default_with_more_seeds_and_wires():
+    full, default = shipped("pocket-full"), Experiment()
+    assert len(full.seeds) == 3
+    assert full.readers == default.receivers
+    assert full.wire.model_copy(update={"receivers": None}) == default.wire
+    same = set(Experiment.model_fields) - {"experiment", "seeds", "receivers", "wire", "variants"}
+    for key in same:
+        assert getattr(full, key) == getattr(default, key)
+    # A receiver that is added later was never seen in training.
+    adapted = full.of_wire("adapted")
+    assert not set(adapted.readers) & set(full.readers)
 
 
 def test_smoke_does_all_that_the_default_does():

@@ -171,10 +171,29 @@ def receivers_of_wire(wildcards):
     return prepared_receivers(sorted({receiver.name for receiver in own.readers} | backbone))
 
 
+def is_adapted(wire):
+    return WIRES[wire].wire.encoder_of is not None
+
+
 def encoder_of_wire(wildcards):
-    """The wire whose encoder a wire takes as it is."""
-    other = WIRES[wildcards.wire].wire.encoder_of
-    return [LAYOUT.wire(other, wildcards.seed) / "model.safetensors"] if other else []
+    """The wire whose encoder an adapted wire takes as it is."""
+    return LAYOUT.wire(WIRES[wildcards.wire].wire.encoder_of, wildcards.seed) / "model.safetensors"
+
+
+def trained_files(wire, seed):
+    folder = LAYOUT.wire(wire, seed)
+    files = {
+        "weights": "model.safetensors",
+        "config": "config.json",
+        "card": "README.md",
+        "metrics": "metrics.jsonl",
+    }
+    return {name: folder / file for name, file in files.items()}
+
+
+def any_of(names):
+    """A pattern of these names; of nothing that could be one where there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def pretrained_receivers(wildcards):
@@ -213,10 +232,11 @@ def text_predictions(receiver):
     return [LAYOUT.predictions(method, receiver) for method in methods]
 
 
-def wire_predictions(wire, seed):
+def wire_predictions(wire, folder, seed):
+    """Prediction files of one of the wires; folder and seed may be wildcards."""
     own = WIRES[wire]
     return [
-        LAYOUT.predictions(method, receiver.name, wire, seed)
+        LAYOUT.predictions(method, receiver.name, folder, seed)
         for method in own.evaluation.wire_methods
         for receiver in own.readers
     ]
@@ -228,7 +248,7 @@ def all_predictions():
         path
         for wire, own in WIRES.items()
         for seed in own.seeds
-        for path in wire_predictions(wire, seed)
+        for path in wire_predictions(wire, wire, seed)
     ]
     return texts + wires
 
@@ -257,6 +277,6 @@ def write_resolved_config():
 
 
 wildcard_constraints:
-    receiver="|".join(map(re.escape, RECEIVERS)),
-    wire="|".join(map(re.escape, WIRES)),
+    receiver=any_of(RECEIVERS),
+    wire=any_of(WIRES),
     seed=r"\d+",

@@ -24,35 +24,63 @@ rule evaluate_text:
         " --receiver {wildcards.receiver:q}"
 
 
-for WIRE, OWN in WIRES.items():
-    if OWN.evaluation.wire_methods:
+if EXPERIMENT.evaluation.wire_methods:
 
-        rule:
-            name:
-                f"evaluate_wire_{WIRE}"
-            input:
-                receivers=prepared_receivers(receiver.name for receiver in OWN.readers),
-                test=LAYOUT.split("test"),
-                weights=LAYOUT.wire(WIRE, "{seed}") / "model.safetensors",
-                config=LAYOUT.wire(WIRE, "{seed}") / "config.json",
-            output:
-                wire_predictions(WIRE, "{seed}"),
-            log:
-                LAYOUT.log(f"evaluate_wire-{WIRE}-seed{{seed}}"),
-            benchmark:
-                LAYOUT.benchmark(f"evaluate_wire-{WIRE}-seed{{seed}}")
-            conda:
-                "../../environment.yml"
-            threads: EXPERIMENT.threads
-            resources:
-                gpu=NUM_GPUS,
-            params:
-                config=CONFIG,
-                wire=WIRE,
-                settings=wire_settings("evaluate_wire", WIRE),
-                code=code("evaluate_wire"),
-            message:
-                "Asking receivers through the wire {params.wire}, seed {wildcards.seed}"
-            shell:
-                "exec python -m latentwire evaluate-wire --config {params.config:q}"
-                " --wire {params.wire:q} --seed {wildcards.seed:q}"
+    rule evaluate_wire:
+        input:
+            receivers=receivers_of_wire,
+            test=LAYOUT.split("test"),
+            weights=LAYOUT.wire("{wire}", "{seed}") / "model.safetensors",
+            config=LAYOUT.wire("{wire}", "{seed}") / "config.json",
+        output:
+            wire_predictions(EXPERIMENT.wire.name, "{wire}", "{seed}"),
+        log:
+            LAYOUT.log("evaluate_wire-{wire}-seed{seed}"),
+        benchmark:
+            LAYOUT.benchmark("evaluate_wire-{wire}-seed{seed}")
+        wildcard_constraints:
+            wire=any_of([EXPERIMENT.wire.name]),
+        conda:
+            "../../environment.yml"
+        threads: EXPERIMENT.threads
+        resources:
+            gpu=NUM_GPUS,
+        params:
+            config=CONFIG,
+            settings=lambda wildcards: wire_settings("evaluate_wire", wildcards.wire),
+            code=code("evaluate_wire"),
+        message:
+            "Asking every receiver through the wire {wildcards.wire}, seed {wildcards.seed}"
+        shell:
+            "exec python -m latentwire evaluate-wire --config {params.config:q}"
+            " --wire {wildcards.wire:q} --seed {wildcards.seed:q}"
+
+
+rule evaluate_variant:
+    input:
+        receivers=receivers_of_wire,
+        test=LAYOUT.split("test"),
+        weights=LAYOUT.wire("{wire}", "{seed}") / "model.safetensors",
+        config=LAYOUT.wire("{wire}", "{seed}") / "config.json",
+    output:
+        LAYOUT.predictions("{method}", "{receiver}", "{wire}", "{seed}"),
+    log:
+        LAYOUT.log("evaluate_variant-{method}-{wire}-{receiver}-seed{seed}"),
+    benchmark:
+        LAYOUT.benchmark("evaluate_variant-{method}-{wire}-{receiver}-seed{seed}")
+    wildcard_constraints:
+        wire=any_of(variant.name for variant in EXPERIMENT.variants),
+    conda:
+        "../../environment.yml"
+    threads: EXPERIMENT.threads
+    resources:
+        gpu=NUM_GPUS,
+    params:
+        config=CONFIG,
+        settings=lambda wildcards: wire_settings("evaluate_wire", wildcards.wire),
+        code=code("evaluate_wire"),
+    message:
+        "Asking {wildcards.receiver} through the wire {wildcards.wire}, seed {wildcards.seed}"
+    shell:
+        "exec python -m latentwire evaluate-variant --config {params.config:q}"
+        " --wire {wildcards.wire:q} --seed {wildcards.seed:q} --receiver {wildcards.receiver:q}"
