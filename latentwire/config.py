@@ -215,6 +215,11 @@ class Encoder(Section):
         description="Train updates of this rank in the backbone's linear layers; none trains all "
         "of its weights.",
     )
+    layers: Literal["all", "last"] = Field(
+        "all",
+        description="States that latents are made of: the last layer's, or those of all layers, "
+        "embeddings included, side by side.",
+    )
     bidirectional: bool = Field(True, description="Attend in both directions instead of causally.")
     pooling: Pooling = Field(
         Pooling.mean,

@@ -1,12 +1,15 @@
 """The encoder: source text to latents.
 
-Shapes: B sources, S tokens, M latents of the longest message, H hidden width, L latent_dim.
+Shapes: B sources, S tokens, M latents of the longest message, H width of a token's states (of one
+layer, or of all side by side), L latent_dim.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -45,11 +48,13 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.config = config
         hidden_size = backbone.config.hidden_size
-        self.project = nn.Linear(hidden_size, latent_dim)
+        num_states = 1 + backbone.config.num_hidden_layers if config.layers == "all" else 1
+        self.project = nn.Linear(num_states * hidden_size, latent_dim)
         if config.pooling == Pooling.attention:
-            num_heads = backbone.config.num_attention_heads
+            num_heads = math.gcd(backbone.config.num_attention_heads, latent_dim // 2)
             self.pooled_attention = nn.ModuleList(
-                PooledAttention(hidden_size, num_heads) for _ in range(config.pooling_layers)
+                PooledAttention(latent_dim, num_states * hidden_size, num_heads)
+                for _ in range(config.pooling_layers)
             )
         if config.num_latents is not None:
             self.queries = nn.Parameter(torch.randn(config.num_latents, hidden_size) * 0.02)
@@ -79,12 +84,16 @@ class Encoder(nn.Module):
         if not self.config.bidirectional:
             visible = visible & torch.ones_like(itself).tril()
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        hidden = self.backbone(
+        output = self.backbone(
             inputs_embeds=embeddings,
             attention_mask=visible[:, None],
             position_ids=positions,
             use_cache=False,
-        ).last_hidden_state
+            output_hidden_states=self.config.layers == "all",
+        )
+        # The last layer is the one that is furthest from the source: it predicts what comes next.
+        states = output.hidden_states or [output.last_hidden_state]
+        hidden = torch.cat([F.rms_norm(state, state.shape[-1:]) for state in states], dim=-1)
         return EncodedSources(hidden, mask)
 
     def latents(self, sources: EncodedSources, groups: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,11 +106,12 @@ class Encoder(nn.Module):
             mask = torch.ones(pooled.shape[:2], dtype=torch.bool, device=pooled.device)
         else:
             pooled, mask = pool(sources.hidden, sources.mask, groups, self.config.pooling)
+        latents = self.project(pooled)
         if self.config.pooling == Pooling.attention:
             centres = group_centres(sources.mask.sum(1), groups)
             for layer in self.pooled_attention:
-                pooled = layer(pooled, sources.hidden, sources.mask, centres)
-        return self.project(pooled), mask
+                latents = layer(latents, sources.hidden, sources.mask, centres)
+        return latents, mask
 
     def _append_queries(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         queries = self.queries.to(embeddings.dtype).expand(len(embeddings), -1, -1)

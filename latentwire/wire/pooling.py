@@ -1,6 +1,6 @@
 """From token states to latents.
 
-Shapes: B sources, S tokens, H hidden width, M latents of the longest message.
+Shapes: B sources, S tokens, H width of a token's states, M latents of the longest message.
 """
 
 import torch
@@ -44,47 +44,48 @@ def pool(hidden: Tensor, mask: Tensor, groups: Tensor, pooling: Pooling) -> tupl
 
 
 class PooledAttention(nn.Module):
-    """A layer whose queries are pooled states, and whose keys and values are those of all tokens.
+    """A layer whose queries are latents, and whose keys and values are the states of all tokens.
 
     The idea is ARC-Encoder's (Kyutai 2025), there for the last layer of the encoder. Here it
     starts as the identity, so that a wire with it starts as one that pools by mean.
 
     Args:
-        width: hidden width H.
-        num_heads: attention heads; H must be a multiple of twice as many.
+        latent_dim: width L of a latent, a multiple of twice `num_heads`.
+        state_dim: width H of a token's states.
+        num_heads: attention heads.
     """
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, latent_dim: int, state_dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.query = nn.Linear(latent_dim, latent_dim, bias=False)
+        self.key = nn.Linear(state_dim, latent_dim, bias=False)
+        self.value = nn.Linear(state_dim, latent_dim, bias=False)
+        self.out = nn.Linear(latent_dim, latent_dim, bias=False)
+        self.up = nn.Linear(latent_dim, 4 * latent_dim)
+        self.down = nn.Linear(4 * latent_dim, latent_dim)
         for last in (self.out, self.down):
             nn.init.zeros_(last.weight)
         nn.init.zeros_(self.down.bias)
 
-    def forward(self, pooled: Tensor, hidden: Tensor, mask: Tensor, centres: Tensor) -> Tensor:
-        """Updates pooled states.
+    def forward(self, latents: Tensor, hidden: Tensor, mask: Tensor, centres: Tensor) -> Tensor:
+        """Updates latents.
 
         Args:
-            pooled: `[B, M, H]`.
+            latents: `[B, M, L]`.
             hidden: `[B, S, H]` token states.
             mask: `[B, S]` true where a token is real.
             centres: `[B, M]` the middle of each group, in token positions.
         """
         positions = torch.arange(hidden.shape[1], device=hidden.device).expand(mask.shape)
         attended = F.scaled_dot_product_attention(
-            _rotate(self._heads(self.query(F.rms_norm(pooled, pooled.shape[-1:]))), centres),
+            _rotate(self._heads(self.query(F.rms_norm(latents, latents.shape[-1:]))), centres),
             _rotate(self._heads(self.key(hidden)), positions),
             self._heads(self.value(hidden)),
             attn_mask=mask[:, None, None],
         )
-        pooled = pooled + self.out(attended.transpose(1, 2).flatten(2))
-        return pooled + self.down(F.gelu(self.up(F.rms_norm(pooled, pooled.shape[-1:]))))
+        latents = latents + self.out(attended.transpose(1, 2).flatten(2))
+        return latents + self.down(F.gelu(self.up(F.rms_norm(latents, latents.shape[-1:]))))
 
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -35,6 +35,7 @@ def make_wire(receiver, **encoder):
         {},
         {"pooling": "last"},
         {"pooling": "attention"},
+        {"layers": "last"},
         {"bidirectional": False},
         {"pooling": "queries", "num_latents": 5},
     ],
@@ -79,7 +80,7 @@ def test_pooling_against_slices():
 
 
 def test_pooled_attention_against_a_loop():
-    layer, (hidden, pooled) = PooledAttention(8, 2), torch.randn(2, 1, 6, 8)
+    layer, (hidden, pooled) = PooledAttention(8, 8, 2), torch.randn(2, 1, 6, 8)
     pooled, mask = pooled[:, :2], torch.arange(6)[None] < 5
     centres = group_centres(mask.sum(1), torch.tensor([2]))
     assert centres.tolist() == [[0.75, 3.25]]
