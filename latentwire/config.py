@@ -309,12 +309,24 @@ class Training(Section):
         description="Steps at the start that fit soft tokens, one for each encoder token, to the "
         "receivers' embeddings of the same text; cheap, as no receiver reads.",
     )
+    text_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps after these in which receivers write text from latents instead of "
+        "answers: they go on with a passage, or repeat it.",
+    )
+    text_ratio: Ratio | None = Field(
+        None, description="Target ratio in these steps; none takes the highest (text_steps)."
+    )
+    repeat_share: float = Field(
+        0.2, ge=0, le=1, description="Share of passages to repeat in these steps (text_steps)."
+    )
     ratio_growth: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of all steps in which the ratio then grows from 1 to the highest "
-        "target, lower ones being kept once they are reached; 0 starts at the targets.",
+        description="Share of all steps in which the ratio, after alignment, grows from 1 to the "
+        "highest target, lower ones being kept once they are reached; 0 starts at the targets.",
     )
     softening: float = Field(
         0.0,
@@ -626,10 +638,11 @@ class Experiment(Section):
                 )
                 if value
             ]
-        if training.steps is not None and training.alignment_steps >= training.steps:
+        before = training.alignment_steps + training.text_steps
+        if training.steps is not None and before >= training.steps:
             return [
-                f"training.alignment_steps: {training.alignment_steps} leaves none of the "
-                f"{training.steps} training.steps for answers; give fewer"
+                f"training: {training.alignment_steps} alignment_steps and {training.text_steps} "
+                f"text_steps leave none of the {training.steps} steps for answers; give fewer"
             ]
         return []
 

@@ -1,9 +1,9 @@
 """Training passages as token ids, for the encoder and for every receiver."""
 
 import random
-from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -46,6 +46,35 @@ class TokenisedPassage:
             for question, answer in pairs
         )
         return len(self.encoder_ids) + positions // len(self.questions)
+
+
+def continuation(passage: TokenisedPassage, share: float) -> TokenisedPassage:
+    """The task to go on with a passage of which only the first share is the source.
+
+    What is to be written follows its own first token, which stands where a question does.
+    """
+    cut = max(1, round(share * len(passage.encoder_ids)))
+    rest = {
+        name: passage.source_ids[name][bisect_left(index, cut) :]
+        for name, index in passage.encoder_index.items()
+    }
+    return replace(
+        passage,
+        encoder_ids=passage.encoder_ids[:cut],
+        questions={name: [(ids[:1], ids[1:])] for name, ids in rest.items()},
+    )
+
+
+def repetition(
+    passage: TokenisedPassage, requests: Mapping[str, list[int]], ends: Mapping[str, int]
+) -> TokenisedPassage:
+    """The task to repeat a passage word for word, given each receiver's request and end token."""
+    return replace(
+        passage,
+        questions={
+            name: [(requests[name], [*ids, ends[name]])] for name, ids in passage.source_ids.items()
+        },
+    )
 
 
 def choose(questions: QuestionIds, most: int, key: str) -> QuestionIds:

@@ -30,7 +30,14 @@ from latentwire.training.batches import BatchOrder
 from latentwire.training.card import wire_card
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import alignment_loss, answer_loss, guard_loss
-from latentwire.training.passages import QuestionIds, TokenisedPassage, choose, tokenise_passages
+from latentwire.training.passages import (
+    QuestionIds,
+    TokenisedPassage,
+    choose,
+    continuation,
+    repetition,
+    tokenise_passages,
+)
 from latentwire.training.state import StateDirectory
 from latentwire.wire.wire import ReceiverFacts, Wire
 
@@ -38,6 +45,7 @@ from latentwire.wire.wire import ReceiverFacts, Wire
 _WIDTH_MARGIN = 1.005
 _DEV_PASSAGES_AT_ONCE = 32
 _DEV_PASSAGES_ANSWERED = 16
+REPEAT = "Repeat the text."
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +78,7 @@ def train_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
     directory = layout.wire(name, seed)
     copy_file(metrics, directory / METRICS)
     write_text(directory / "README.md", wire_card(experiment, wire, seed, task.num_steps))
+    wire.widths = {ratio: wire.widths[ratio] for ratio in experiment.wire.target_ratios}
     wire.encoder.merge_lora()
     wire.save_pretrained(directory)
     state.remove()
@@ -141,7 +150,8 @@ class WireTask:
         self._latent_readers = {r.name: latent_reader(experiment, r) for r in receivers}
         self._passages = self._tokenise("train")
         if experiment.wire.encoder_of is None:
-            wire.widths = pooling_widths(self._passages, experiment.wire.target_ratios)
+            ratios = {*experiment.wire.target_ratios, self._text_ratio}
+            wire.widths = pooling_widths(self._passages, sorted(ratios))
         lengths = [passage.num_tokens for passage in self._passages]
         self.order = BatchOrder(lengths, self._settings.passages_per_step, seed)
         self.num_steps = self._settings.steps or self.order.num_steps(self._settings.epochs or 0)
@@ -150,8 +160,11 @@ class WireTask:
     def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
         epoch, indices = self.order.batch(step)
         passages = [self._passages[index] for index in indices]
-        if step < self._settings.alignment_steps:
+        settings = self._settings
+        if step < settings.alignment_steps:
             losses = self._alignment(passages)
+        elif step < settings.alignment_steps + settings.text_steps:
+            losses = self._writing(step, passages)
         else:
             losses = self._answers(step, epoch, passages)
         tokens = sum(passage.num_tokens for passage in passages)
@@ -244,11 +257,49 @@ class WireTask:
     def _answers(
         self, step: int, epoch: int, passages: Sequence[TokenisedPassage]
     ) -> dict[str, Tensor]:
-        """Losses of a step's answers; those of several receivers are averaged."""
+        """Losses of a step's answers."""
         draw = random.Random(f"{self._seed}/{step}")
-        drawn = draw.choice(self._receivers)
-        readers = self._receivers if self._settings.receivers_per_step == "all" else [drawn]
         ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
+        return self._reading(step, passages, ratios, question_key=f"{self._seed}/{epoch}")
+
+    def _writing(self, step: int, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:
+        """Losses of a step in which receivers write text: the pretraining of ARC-Encoder."""
+        draw = random.Random(f"{self._seed}/text/{step}")
+        tasks = [self._text_task(passage, draw) for passage in passages]
+        return self._reading(step, tasks, [self._text_ratio] * len(tasks), "", kl=False)
+
+    def _text_task(self, passage: TokenisedPassage, draw: random.Random) -> TokenisedPassage:
+        if draw.random() >= self._settings.repeat_share:
+            task = continuation(passage, draw.uniform(0.25, 0.75))
+            # Of a passage of a word or two nothing is left to write.
+            if all(rest for ((_, rest),) in task.questions.values()):
+                return task
+        return repetition(passage, *self._requests)
+
+    @cached_property
+    def _requests(self) -> tuple[dict[str, list[int]], dict[str, int]]:
+        """Each receiver's request to repeat a text, and the token that ends what it writes."""
+        readers = self._latent_readers.items()
+        return (
+            {name: reader.prompt.question_ids([REPEAT])[0] for name, reader in readers},
+            {name: reader.tokenizer.eos_token_id for name, reader in readers},
+        )
+
+    @property
+    def _text_ratio(self) -> float:
+        return self._settings.text_ratio or max(self._experiment.wire.target_ratios)
+
+    def _reading(
+        self,
+        step: int,
+        passages: Sequence[TokenisedPassage],
+        ratios: Sequence[float],
+        question_key: str,
+        kl: bool = True,
+    ) -> dict[str, Tensor]:
+        """Losses of receivers that read the latents of a step, averaged over several."""
+        drawn = random.Random(f"{self._seed}/{step}/receiver").choice(self._receivers)
+        readers = self._receivers if self._settings.receivers_per_step == "all" else [drawn]
         latents, mask = self._encode(passages, ratios, self.growth(step))
         each = [
             self._read_latents(
@@ -256,7 +307,8 @@ class WireTask:
                 latents,
                 mask,
                 passages,
-                question_key=f"{self._seed}/{epoch}",
+                question_key=question_key,
+                kl=kl,
                 sharpness=self._least_sharpness[receiver.name] ** self.softness(step),
             )
             for receiver in readers

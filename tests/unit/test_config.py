@@ -191,7 +191,7 @@ def test_all_faults_are_reported_at_once():
         ({"training": {"weight_decay": 0}}, ["training: give either steps or epochs"]),
         (
             {"training": {"steps": 9, "alignment_steps": 9}},
-            ["training.alignment_steps: 9 leaves none"],
+            ["9 alignment_steps and 0 text_steps leave none"],
         ),
         (
             {"wire": {"encoder": {"pooling": "queries", "num_latents": 3}}},
