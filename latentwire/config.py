@@ -229,6 +229,11 @@ class Encoder(Section):
     pooling_layers: Positive = Field(
         2, description="Layers of such attention (pooling: attention); not used otherwise."
     )
+    keep_sentences: bool = Field(
+        True,
+        description="Let the groups of tokens end where sentences do, as far as their number "
+        "allows, instead of anywhere.",
+    )
     num_latents: Positive | None = Field(
         None, description="Length of the message with pooling: queries; not used otherwise."
     )

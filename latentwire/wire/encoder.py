@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from latentwire.config import Encoder as EncoderConfig
 from latentwire.config import Pooling
-from latentwire.wire.pooling import PooledAttention, group_centres, pool
+from latentwire.wire.pooling import PooledAttention, group_weights
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class EncodedSources:
     Attributes:
         hidden: `[B, S, H]`.
         mask: `[B, S]` true where a token is real.
+        ends: `[B, S]` true where a sentence ends.
     """
 
     hidden: Tensor
     mask: Tensor
+    ends: Tensor
 
 
 class Encoder(nn.Module):
@@ -73,7 +75,7 @@ class Encoder(nn.Module):
         if hasattr(self.backbone, "merge_and_unload"):
             self.backbone = cast(Any, self.backbone).merge_and_unload()
 
-    def read(self, ids: Tensor, mask: Tensor) -> EncodedSources:
+    def read(self, ids: Tensor, mask: Tensor, ends: Tensor) -> EncodedSources:
         """Reads right-padded source tokens `[B, S]` once; padding changes nothing."""
         embeddings = self.backbone.get_input_embeddings()(ids)
         if self.config.pooling == Pooling.queries:
@@ -94,7 +96,7 @@ class Encoder(nn.Module):
         # The last layer is the one that is furthest from the source: it predicts what comes next.
         states = output.hidden_states or [output.last_hidden_state]
         hidden = torch.cat([F.rms_norm(state, state.shape[-1:]) for state in states], dim=-1)
-        return EncodedSources(hidden, mask)
+        return EncodedSources(hidden, mask, ends)
 
     def latents(self, sources: EncodedSources, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Latents `[B, M, L]` and their mask `[B, M]`, `groups` `[B]` of them for each source.
@@ -105,10 +107,11 @@ class Encoder(nn.Module):
             pooled = sources.hidden[:, -len(self.queries) :]
             mask = torch.ones(pooled.shape[:2], dtype=torch.bool, device=pooled.device)
         else:
-            pooled, mask = pool(sources.hidden, sources.mask, groups, self.config.pooling)
+            weights, mask = group_weights(sources.mask, sources.ends, groups, self.config.pooling)
+            pooled = weights.to(sources.hidden.dtype) @ sources.hidden
         latents = self.project(pooled)
         if self.config.pooling == Pooling.attention:
-            centres = group_centres(sources.mask.sum(1), groups)
+            centres = weights @ torch.arange(weights.shape[2], device=weights.device).float()
             for layer in self.pooled_attention:
                 latents = layer(latents, sources.hidden, sources.mask, centres)
         return latents, mask

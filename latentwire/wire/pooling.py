@@ -18,29 +18,44 @@ def num_groups(num_tokens: Tensor, widths: Tensor) -> Tensor:
     return (num_tokens / widths).round().long().clamp(min=1)
 
 
-def pool(hidden: Tensor, mask: Tensor, groups: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
-    """Pools each source's tokens over contiguous groups of nearly equal size.
+def group_weights(
+    mask: Tensor, ends: Tensor, groups: Tensor, pooling: Pooling
+) -> tuple[Tensor, Tensor]:
+    """How each source's tokens are pooled: over contiguous groups that keep to sentences.
+
+    A group ends where a sentence does, wherever that leaves groups of nearly equal size: each
+    sentence is divided evenly into its share of the groups, rounded, and one too short for a group
+    of its own joins the next.
 
     Args:
-        hidden: `[B, S, H]` token states.
         mask: `[B, S]` true where a token is real; real tokens come first.
+        ends: `[B, S]` true at the last token of each sentence.
         groups: `[B]` number of groups of each source, at most its tokens.
         pooling: last state of a group, or else its mean.
 
     Returns:
-        Pooled states `[B, M, H]` and their mask `[B, M]`.
+        Weights `[B, M, S]` of each group's tokens, and the mask `[B, M]` of the groups.
     """
-    num_tokens = mask.sum(1, keepdim=True)
-    position = torch.arange(hidden.shape[1], device=hidden.device)
-    group = (position * groups[:, None]) // num_tokens.clamp(min=1)
-    index = torch.arange(int(groups.max()), device=hidden.device)
+    num_tokens, groups = mask.sum(1, keepdim=True), groups[:, None]
+    position = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    ends = ends | (position == num_tokens - 1)
+    # Of each token's sentence, where it starts and where the next one does.
+    after = torch.where(ends, position + 1, 0)
+    start = F.pad(after, (1, 0))[:, :-1].cummax(1).values
+    stop = torch.where(ends, position + 1, mask.shape[1]).flip(1).cummin(1).values.flip(1)
+    first, beyond = (
+        (2 * groups * boundary + num_tokens) // (2 * num_tokens).clamp(min=1)
+        for boundary in (start, stop)
+    )
+    group = first + (position - start) * (beyond - first) // (stop - start)
+    group = torch.minimum(group, groups - 1)
+    index = torch.arange(int(groups.max()), device=mask.device)
     member = (group[:, None, :] == index[:, None]) & mask[:, None, :]
     if pooling == Pooling.last:
         # The last member of each group is the one that no later member follows.
         member &= member.flip(-1).cumsum(-1).flip(-1) == 1
-    weights = member.to(hidden.dtype)
-    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
-    return weights @ hidden, index < groups[:, None]
+    weights = member.float()
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1), index < groups
 
 
 class PooledAttention(nn.Module):
@@ -89,12 +104,6 @@ class PooledAttention(nn.Module):
 
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-def group_centres(num_tokens: Tensor, groups: Tensor) -> Tensor:
-    """The middle `[B, M]` of each group of tokens, in token positions."""
-    index = torch.arange(int(groups.max()), device=groups.device)
-    return (index + 0.5) * (num_tokens / groups)[:, None] - 0.5
 
 
 def _rotate(states: Tensor, positions: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from latentwire.wire.payload import Latents
 from latentwire.wire.pooling import num_groups
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SENTENCE_MARKS = (".", "!", "?", "\n", "\u3002", "\uff01", "\uff1f")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,16 @@ class Wire(nn.Module):
             digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
         return digest.digest()[:16]
 
+    @cached_property
+    def _sentence_ends(self) -> Tensor:
+        """Tokens `[V]` that end a sentence, if groups keep to sentences."""
+        ends = torch.zeros(len(self.tokenizer), dtype=torch.bool)
+        if self.config.encoder.keep_sentences:
+            texts = self.tokenizer.batch_decode([[index] for index in range(len(ends))])
+            marks = [text.rstrip(" ").endswith(SENTENCE_MARKS) for text in texts]
+            ends |= torch.tensor(marks)
+        return ends
+
     def add_receivers(self, receivers: dict[str, ReceiverFacts]) -> None:
         """Adds untrained adapters of further receivers; what is there stays as it is."""
         self.adapters.extend(self._adapter(facts) for facts in receivers.values())
@@ -102,7 +113,8 @@ class Wire(nn.Module):
     def read(self, source_ids: Sequence[Sequence[int]]) -> EncodedSources:
         """Reads sources once; latents of any ratio are pooled from the outcome."""
         ids, mask = pad_rows(source_ids, self.tokenizer.pad_token_id or 0)
-        return self.encoder.read(ids.to(self.device), mask.to(self.device))
+        ends = self._sentence_ends[ids] & mask
+        return self.encoder.read(*(part.to(self.device) for part in (ids, mask, ends)))
 
     def latents(
         self, sources: EncodedSources, ratios: Sequence[float], growth: float = 1.0

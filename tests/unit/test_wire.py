@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from samples import CONTEXTS
 from transformers import AutoModel
 
 from latentwire.config import Adapter, Encoder, Pooling
 from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
-from latentwire.wire.pooling import PooledAttention, group_centres, num_groups, pool
+from latentwire.wire.pooling import PooledAttention, group_weights, num_groups
 from latentwire.wire.wire import ReceiverFacts, Wire
 
 
@@ -67,23 +69,62 @@ def test_causal_encoder_does_not_look_ahead(receiver):
 
 
 def test_pooling_against_slices():
-    hidden = torch.arange(10.0)[None, :, None].repeat(2, 1, 1)
+    tokens = torch.arange(10.0)
     mask = torch.tensor([[True] * 10, [True] * 7 + [False] * 3])
-    mean, mean_mask = pool(hidden, mask, torch.tensor([3, 2]), Pooling.mean)
+    nowhere = torch.zeros_like(mask)
+    mean, mean_mask = group_weights(mask, nowhere, torch.tensor([3, 2]), Pooling.mean)
     # Groups of token i: i * 3 // 10 and i * 2 // 7.
-    assert mean[0, :, 0].tolist() == pytest.approx([1.5, 5.0, 8.0])
-    assert mean[1, :2, 0].tolist() == pytest.approx([1.5, 5.0])
+    assert (mean[0] @ tokens).tolist() == pytest.approx([1.5, 5.0, 8.0])
+    assert (mean[1, :2] @ tokens).tolist() == pytest.approx([1.5, 5.0])
     assert mean_mask.tolist() == [[True, True, True], [True, True, False]]
-    last, _ = pool(hidden, mask, torch.tensor([3, 2]), Pooling.last)
-    assert last[0, :, 0].tolist() == [3, 6, 9]
-    assert last[1, :2, 0].tolist() == [3, 6]
+    last, _ = group_weights(mask, nowhere, torch.tensor([3, 2]), Pooling.last)
+    assert (last[0] @ tokens).tolist() == [3, 6, 9]
+    assert (last[1, :2] @ tokens).tolist() == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        (1, "aaaaaaaaaaa"),
+        (2, "aaaaabbbbbb"),
+        (3, "aaaaabbbccc"),
+        # The second sentence is due one group and a half, its first half spent by then.
+        (4, "aaabbcccddd"),
+        (11, "abcdefghijk"),
+    ],
+)
+def test_groups_keep_to_sentences(groups, expected):
+    ends = torch.tensor([[index in (4, 7, 10) for index in range(11)]])
+    mask = torch.ones_like(ends)
+    weights, _ = group_weights(mask, ends, torch.tensor([groups]), Pooling.mean)
+    assert "".join("abcdefghijk"[index] for index in weights[0].argmax(0)) == expected
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.data())
+def test_groups_are_contiguous_and_none_is_empty(ends, data):
+    count = data.draw(st.integers(1, len(ends)))
+    padded = torch.tensor([[*ends, False, False]])
+    mask = torch.arange(padded.shape[1])[None] < len(ends)
+    weights, _ = group_weights(mask, padded, torch.tensor([count]), Pooling.mean)
+    assert weights.sum(2).allclose(torch.ones(1, count))
+    assert not weights[:, :, len(ends) :].any()
+    group = weights[0, :, : len(ends)].argmax(0)
+    assert ((weights > 0).sum(1)[mask] == 1).all()
+    assert group.diff().ge(0).all()
+
+
+def test_sentences_end_at_their_marks(receiver):
+    wire = make_wire(receiver)
+    (ids,) = wire.source_ids(["Ada keeps a dog. Bo does not!"])
+    ends = wire.read([ids]).ends[0]
+    assert wire.tokenizer.batch_decode([[ids[i]] for i in ends.nonzero()[:, 0]]) == [".", "!"]
+    assert not make_wire(receiver, keep_sentences=False).read([ids]).ends.any()
 
 
 def test_pooled_attention_against_a_loop():
     layer, (hidden, pooled) = PooledAttention(8, 8, 2), torch.randn(2, 1, 6, 8)
     pooled, mask = pooled[:, :2], torch.arange(6)[None] < 5
-    centres = group_centres(mask.sum(1), torch.tensor([2]))
-    assert centres.tolist() == [[0.75, 3.25]]
+    centres = torch.tensor([[0.75, 3.25]])
     assert torch.equal(layer(pooled, hidden, mask, centres), pooled)
     for weight in layer.parameters():
         torch.nn.init.normal_(weight)
