@@ -16,7 +16,7 @@ from latentwire.layout import Layout
 from latentwire.receivers.loading import load_receiver
 from latentwire.receivers.pretrain import save_receiver
 from latentwire.training.loop import Schedule, fit
-from latentwire.training.passages import _encoder_index
+from latentwire.training.passages import _encoder_index, continuation, repetition
 from latentwire.training.state import StateDirectory
 from latentwire.training.wire import (
     WireTask,
@@ -269,3 +269,69 @@ def test_a_new_receiver_gets_an_adapter_and_changes_nothing_else(tmp_path):
     )
     with pytest.raises(UserError, match="no adapter for receiver 'qwen'"):
         before.receive("qwen", messages)
+
+
+def test_going_on_with_a_passage_parts_every_receivers_tokens_at_the_same_place(task):
+    passage = task._passages[0]
+    going_on = continuation(passage, 0.4)
+    kept = task.module.tokenizer.decode(going_on.encoder_ids)
+    whole = task.module.tokenizer.decode(passage.encoder_ids)
+    assert whole.startswith(kept)
+    for receiver in task._receivers:
+        ((first, rest),) = going_on.questions[receiver.name]
+        written = receiver.tokenizer.decode([*first, *rest])
+        assert len(first) == 1
+        assert whole.endswith(written)
+        # Tokens of two tokenizers may overlap at the cut.
+        assert abs(len(kept) + len(written) - len(whole)) <= 6
+
+
+def test_repeating_a_passage_asks_for_all_of_it_and_the_end(task):
+    passage = task._passages[0]
+    again = repetition(passage, *task._requests)
+    assert again.encoder_ids == passage.encoder_ids
+    for receiver in task._receivers:
+        ((request, answer),) = again.questions[receiver.name]
+        assert "Repeat the text." in receiver.tokenizer.decode(request)
+        assert answer == [*passage.source_ids[receiver.name], receiver.tokenizer.eos_token_id]
+
+
+def test_text_steps_come_between_alignment_and_answers(tmp_path):
+    task = make_task(tmp_path)
+    steps = {"alignment_steps": 1, "text_steps": 2, "text_ratio": 16, "kl_weight": 1.0}
+    task._settings = task._settings.model_copy(update=steps)
+    losses = [set(task.losses(step)[0]) for step in range(4)]
+    assert "llama/alignment_loss" in losses[0]
+    # A teacher that reads the text has nothing to say on how the text goes on.
+    assert losses[1] == losses[2] == {"loss", "cross_entropy"}
+    assert "kl" in losses[3]
+
+
+def test_the_likelihood_of_repeating_is_what_the_receiver_gives_it(tmp_path):
+    task = make_task(tmp_path)
+    steps = {"text_steps": 4, "repeat_share": 1.0, "receivers_per_step": "all"}
+    task._settings = task._settings.model_copy(update=steps)
+    _, indices = task.order.batch(0)
+    passages = [task._passages[index] for index in indices]
+    with torch.no_grad():
+        loss = task.losses(0)[0]["cross_entropy"]
+        latents, mask = task._encode(passages, [16] * len(passages), task.growth(0))
+        each = []
+        for receiver in task._receivers:
+            soft = task.module.soft_tokens(receiver.name, latents, mask)
+            logs = []
+            for row, passage in enumerate(passages):
+                request = receiver.prompt.question_ids(["Repeat the text."])[0]
+                target = [*passage.source_ids[receiver.name], receiver.tokenizer.eos_token_id]
+                embed = receiver.model.get_input_embeddings()
+                inputs = torch.cat(
+                    [
+                        embed(torch.tensor(receiver.prompt.head_ids, dtype=torch.long)),
+                        soft.embeddings[row][mask[row]],
+                        embed(torch.tensor([*request, *target[:-1]])),
+                    ]
+                )
+                logits = receiver.model(inputs_embeds=inputs[None]).logits[0, -len(target) :]
+                logs.append(F.cross_entropy(logits, torch.tensor(target), reduction="none"))
+            each.append(torch.cat(logs).mean())
+    torch.testing.assert_close(loss, torch.stack(each).mean(), atol=1e-4, rtol=1e-4)
