@@ -22,6 +22,7 @@ localrules:
     report,
     pretrain_receivers,
     smoke,
+    ablations,
 
 
 rule all:
@@ -41,6 +42,16 @@ rule smoke:
         "Running the smoke experiment: every stage, small"
     shell:
         "exec python -m snakemake --cores {threads} --configfile config/smoke.yaml"
+
+
+rule ablations:
+    handover: True
+    message:
+        "Running the ablations, two trainings at once, into docs/ablations.md"
+    shell:
+        "python -m snakemake --cores {threads} --configfile config/ablations.yaml results"
+        " && exec python -m latentwire ablations --config config/ablations.yaml"
+        " --output docs/ablations.md"
 
 
 include: "workflow/rules/receivers.smk"

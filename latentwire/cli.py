@@ -156,6 +156,7 @@ _OPTION_KINDS: dict[str, dict[str, Any]] = {
     "--write": {"action": "store_true"},
     "--name": {"required": True},
     "--receiver": {"required": True},
+    "--output": {"type": Path, "required": True},
 }
 
 
@@ -351,6 +352,12 @@ def _figures(experiment: "Experiment", layout: Layout, options: argparse.Namespa
     write_figures(experiment, layout)
 
 
+def _ablations(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.reporting.ablations import write_ablations
+
+    write_ablations(experiment, layout, options.output)
+
+
 def _provenance(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.reporting.provenance import write_provenance
 
@@ -428,6 +435,11 @@ VERBS: dict[str, Verb] = {
     "statistics": Verb(_statistics, "test the declared comparisons"),
     "headline": Verb(_headline, "write the headline table"),
     "figures": Verb(_figures, "draw the figures and tables of the report"),
+    "ablations": Verb(
+        _ablations,
+        "write what each variant gains or loses against the shared wire",
+        (("--output", "the Markdown file to write"),),
+    ),
     "provenance": Verb(_provenance, "note commit, versions and hardware"),
     "show": Verb(_show, "print the headline table and where the report is", writes=False),
     "config": Verb(

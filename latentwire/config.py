@@ -256,8 +256,9 @@ class Adapter(Section):
     calibration: Literal["embed_rms", "none"] = Field(
         "embed_rms", description="Start soft tokens at a multiple of the receiver's embedding RMS."
     )
-    gain: float = Field(
-        1.0, gt=0, description="Start of the learned gain: that multiple; never a clamp."
+    gain: float = Field(1.0, gt=0, description="Start of the gain: that multiple.")
+    learned_gain: bool = Field(
+        True, description="Let training change the gain; otherwise it is a clamp."
     )
 
 

@@ -16,13 +16,21 @@ class Adapter(nn.Module):
         hidden_dim: width of the hidden layer.
         embedding_dim: width D of the receiver's embeddings.
         gain: start of the root mean square of a soft token's entries.
+        learned_gain: whether training may change it.
     """
 
-    def __init__(self, latent_dim: int, hidden_dim: int, embedding_dim: int, gain: float) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden_dim: int,
+        embedding_dim: int,
+        gain: float,
+        learned_gain: bool = True,
+    ) -> None:
         super().__init__()
         self.up = nn.Linear(latent_dim, hidden_dim)
         self.down = nn.Linear(hidden_dim, embedding_dim)
-        self.log_gain = nn.Parameter(torch.tensor(gain).log())
+        self.log_gain = nn.Parameter(torch.tensor(gain).log(), requires_grad=learned_gain)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Maps latents `[..., L]` to soft tokens `[..., D]`."""

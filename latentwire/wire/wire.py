@@ -249,5 +249,9 @@ class Wire(nn.Module):
         unit = facts.embedding_rms if settings.calibration == "embed_rms" else 1.0
         hidden_dim = settings.hidden_dim or 2 * facts.embedding_dim
         return Adapter(
-            self.config.latent_dim, hidden_dim, facts.embedding_dim, settings.gain * unit
+            self.config.latent_dim,
+            hidden_dim,
+            facts.embedding_dim,
+            settings.gain * unit,
+            settings.learned_gain,
         )
