@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from latentwire.config import TEXT_METHODS, Evaluation, Experiment, Method, Statistics, Wire
+from latentwire.config import Evaluation, Experiment, Method, Statistics, Variant, Wire
 from latentwire.errors import UserError
-from latentwire.evaluation.predictions import Prediction, write_predictions
+from latentwire.evaluation.predictions import Prediction, prediction_runs, write_predictions
 from latentwire.layout import Layout
+from latentwire.reporting.ablations import write_ablations
 from latentwire.statistics.comparisons import write_statistics
 from latentwire.statistics.metrics import COLUMNS, write_metrics
 
@@ -25,6 +26,8 @@ ACCURACY = {
     Method.latent_int8: 0.6,
     Method.latent_int4: 0.55,
     Method.control_shuffled: 0.1,
+    Method.ablation: 0.3,
+    Method.latent_adapted: 0.5,
 }
 
 
@@ -50,16 +53,12 @@ def predictions(experiment, layout):
     rng = np.random.default_rng(0)
     files = {}
     for receiver in experiment.receivers:
-        for method in experiment.evaluation.methods:
-            is_latent = method not in TEXT_METHODS
-            has_ratio = is_latent or method == Method.truncate_head
-            for seed in experiment.seeds if is_latent else [0]:
-                wire = experiment.wire.name if is_latent else "none"
-                files[layout.predictions(method, receiver.name, wire, seed)] = [
-                    prediction(method, wire, number, ratio, rng)
-                    for ratio in (experiment.wire.target_ratios if has_ratio else [None])
-                    for number in range(NUM_PASSAGES * NUM_QUESTIONS)
-                ]
+        for run in prediction_runs(experiment, receiver.name):
+            files[layout.predictions(run.method, receiver.name, run.wire, run.seed)] = [
+                prediction(run.method, run.wire, number, ratio, rng)
+                for ratio in run.target_ratios
+                for number in range(NUM_PASSAGES * NUM_QUESTIONS)
+            ]
     return files
 
 
@@ -344,3 +343,64 @@ def test_a_table_without_a_column_is_refused(experiment, layout):
     pq.write_table(pq.read_table(path).drop_columns(["nll"]), path)
     with pytest.raises(UserError, match=r"lacks the columns \['nll'\]"):
         write_metrics(experiment, layout)
+
+
+@pytest.fixture
+def with_variants(experiment, tmp_path):
+    wires = {
+        "worse": (Method.ablation, [1, 2], {"encoder": {"pooling": "last"}, "latent_dim": 64}),
+        "one": (Method.ablation, None, {"receivers": ["llama"], "target_ratios": [8]}),
+    }
+    variants = [
+        Variant(name=name, method=method, seeds=seeds, wire=wire)
+        for name, (method, seeds, wire) in wires.items()
+    ]
+    experiment = experiment.model_copy(update={"variants": variants})
+    layout = Layout("variants", tmp_path)
+    for path, rows in predictions(experiment, layout).items():
+        write_predictions(path, rows)
+    return experiment, layout
+
+
+def test_rows_of_variants_stand_beside_those_of_the_shared_wire(with_variants):
+    rows = select(metrics(*with_variants), task="all", metric="f1")
+    worse, one = (select(rows, wire=wire) for wire in ("worse", "one"))
+    assert {(row["receiver"], row["target_ratio"], row["seed"]) for row in worse} == {
+        (receiver, ratio, seed)
+        for receiver in ("llama", "qwen")
+        for ratio in ("4.0", "8.0")
+        for seed in ("1", "2")
+    }
+    assert [(row["receiver"], row["target_ratio"], row["seed"]) for row in one] == [
+        ("llama", "8.0", "1")
+    ]
+
+
+def test_ablations_are_told_against_the_default_at_the_same_seeds(with_variants, tmp_path):
+    experiment, layout = with_variants
+    write_ablations(experiment, layout, tmp_path / "ablations.md")
+    page = (tmp_path / "ablations.md").read_text()
+    scores = {
+        (row["wire"], row["seed"]): float(row["value"])
+        for row in metrics(experiment, layout)
+        if (row["task"], row["receiver"], row["target_ratio"]) == ("all", "llama", "8.0")
+        and row["metric"] == "f1"
+        and row["method"] in ("latent", "ablation")
+    }
+    section = page.split("## llama, 8x")[1].split("##")[0]
+    worse, one = (
+        next(line for line in section.splitlines() if key in line).split("|")
+        for key in ("`wire.encoder.pooling: last`, `wire.latent_dim: 64`", "`wire.receivers: ")
+    )
+    both = [scores["worse", seed] - scores["shared", seed] for seed in "12"]
+    low, high = map(float, worse[5].split(" to "))
+    assert float(worse[4]) == pytest.approx(sum(both) / 2, abs=6e-4)
+    assert low < float(worse[4]) < high < 0
+    assert worse[3].strip() == f"{scores['worse', '1']:.3f}, {scores['worse', '2']:.3f}"
+    assert float(one[4]) == pytest.approx(scores["one", "1"] - scores["shared", "1"], abs=6e-4)
+    assert "wire.receivers" not in page.split("## qwen")[1]
+
+
+def test_an_experiment_without_ablations_has_no_page(experiment, layout, tmp_path):
+    with pytest.raises(UserError, match="none has `method: ablation`"):
+        write_ablations(experiment, layout, tmp_path / "ablations.md")
