@@ -169,7 +169,7 @@ class Pretraining(Section):
     """The recipe that makes the pocket receivers (receivers with source: pretrain)."""
 
     seed: int = Field(1, description="Seed of weights and corpus, disjoint from the data's.")
-    steps: Positive = Field(3000, description="Optimiser steps.")
+    steps: Positive = Field(600, description="Optimiser steps.")
     passages_per_step: Positive = Field(
         8, description="Full-length passages in a step; shorter ones are proportionally more."
     )
@@ -511,15 +511,14 @@ class Experiment(Section):
         description="The receivers; a list, in the order of tables and figures.",
     )
     pretraining: Pretraining = Field(Pretraining(), description="Recipe of the pocket receivers.")
-    wire: Wire = Field(Wire(target_ratios=[4]), description="The shared wire.")
+    wire: Wire = Field(Wire(), description="The shared wire.")
     training: Training = Field(
         Training(
-            steps=3400,
+            steps=2400,
             passages_per_step=9,
-            alignment_steps=400,
-            ratio_growth=0.3,
+            alignment_steps=200,
+            ratio_growth=0.35,
             softening=0.5,
-            receivers_per_step="one",
             kl_weight=0.0,
         ),
         description="Training of the wire.",

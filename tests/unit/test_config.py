@@ -74,6 +74,7 @@ def test_shipped_configurations():
     assert {path.stem for path in SHIPPED} == {
         "config",
         "pocket-full",
+        "ablations",
         "smoke",
         "squad",
         "squad-original",
@@ -95,10 +96,28 @@ def test_pocket_full_is_the_default_with_more_seeds_and_wires():
     assert not set(adapted.readers) & set(full.readers)
 
 
+def test_ablations_change_one_factor_of_the_default_wire():
+    ablations, default = shipped("ablations"), Experiment()
+    assert len(ablations.seeds) == 3
+    ratios = {"target_ratios": default.wire.target_ratios}
+    assert ablations.wire.model_copy(update=ratios) == default.wire
+    # What differs from the default of a run is its length, and how often it looks at dev.
+    budget = {"steps", "alignment_steps", "ratio_growth", "dev_every_steps"}
+    for key in set(type(default.training).model_fields) - budget:
+        assert getattr(ablations.training, key) == getattr(default.training, key)
+    for variant in ablations.variants:
+        own = ablations.of_wire(variant.name)
+        assert variant.seeds == ablations.seeds
+        assert (own.wire.model_copy(update={"name": "shared"}), own.training) != (
+            ablations.wire,
+            ablations.training,
+        )
+
+
 def test_smoke_does_all_that_the_default_does():
     smoke, default = shipped("smoke"), Experiment()
     assert {receiver.source for receiver in smoke.receivers} == {"pretrain"}
-    assert set(smoke.wire.target_ratios) > set(default.wire.target_ratios)
+    assert len(smoke.wire.target_ratios) > 1
     ratios = {"target_ratios": default.wire.target_ratios}
     assert smoke.wire.model_copy(update=ratios) == default.wire
     assert smoke.evaluation.methods == default.evaluation.methods
@@ -196,7 +215,7 @@ def test_all_faults_are_reported_at_once():
         (
             {"wire": {"encoder": {"pooling": "queries", "num_latents": 3}}},
             [
-                "training.alignment_steps: 400 needs latents that are pooled",
+                "training.alignment_steps: 200 needs latents that are pooled",
                 "training.ratio_growth",
             ],
         ),
