@@ -156,6 +156,7 @@ _OPTION_KINDS: dict[str, dict[str, Any]] = {
     "--write": {"action": "store_true"},
     "--name": {"required": True},
     "--receiver": {"required": True},
+    "--method": {"required": True},
     "--output": {"type": Path, "required": True},
 }
 
@@ -214,7 +215,9 @@ def _complete(options: argparse.Namespace, experiment: "Experiment") -> None:
     _choose(options, "receiver", receivers)
     if "wire" in options:
         _choose(options, "wire", experiment.wires)
-        _choose(options, "seed", experiment.of_wire(options.wire).seeds)
+        own = experiment.of_wire(options.wire)
+        _choose(options, "method", own.evaluation.wire_methods)
+        _choose(options, "seed", own.seeds)
 
 
 def _choose(options: argparse.Namespace, option: str, allowed: Sequence[str | int]) -> None:
@@ -244,7 +247,7 @@ def _check_writable(layout: Layout) -> None:
 
 def _stage(options: argparse.Namespace) -> str:
     """The name of the verb's log, for example `train_wire-shared-seed1`."""
-    given = [getattr(options, key, None) for key in ("name", "receiver", "wire")]
+    given = [getattr(options, key, None) for key in ("name", "method", "receiver", "wire")]
     seed = [f"seed{options.seed}"] if "seed" in options else []
     return "-".join([options.verb.replace("-", "_"), *(name for name in given if name), *seed])
 
@@ -427,7 +430,12 @@ VERBS: dict[str, Verb] = {
     "evaluate-variant": Verb(
         _evaluate_variant,
         "ask one receiver through a trained wire",
-        (_WIRE, _SEED, ("--receiver", "name of the receiver")),
+        (
+            ("--method", "the variant's method"),
+            ("--receiver", "name of the receiver"),
+            _WIRE,
+            _SEED,
+        ),
         uses_torch=True,
         uses_device=True,
     ),

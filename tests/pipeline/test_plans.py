@@ -26,7 +26,14 @@ def test_every_config_plans_jobs(clean, config):
     experiment = load_experiment(path)
     plan = clean.plan("--configfile", f"config/{config}")
     assert plan["receiver"] == plan["evaluate_text"] == len(experiment.receivers)
-    assert plan["train_wire"] == plan["evaluate_wire"] == len(experiment.seeds)
+    wires = [experiment.of_wire(wire) for wire in experiment.wires]
+    adapted = [own for own in wires if own.wire.encoder_of is not None]
+    assert plan["evaluate_wire"] == len(experiment.seeds)
+    assert plan.get("adapt", 0) == sum(len(own.seeds) for own in adapted)
+    assert plan["train_wire"] + plan.get("adapt", 0) == sum(len(own.seeds) for own in wires)
+    assert plan.get("evaluate_variant", 0) == sum(
+        len(own.seeds) * len(own.readers) for own in wires[1:]
+    )
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])

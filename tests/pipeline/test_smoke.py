@@ -13,7 +13,8 @@ from latentwire.evaluation.predictions import SCHEMA as PREDICTION_SCHEMA
 from latentwire.layout import Layout
 
 CONFIG = "config/smoke.yaml"
-RECEIVERS = ("llama", "qwen")
+READERS = ("llama", "qwen")
+RECEIVERS = (*READERS, "gemma")
 RATIOS = {4.0, 8.0}
 METRIC_COLUMNS = (
     "experiment task method receiver sender wire target_ratio ratio source_mode question_aware "
@@ -81,7 +82,7 @@ def test_tables_of_questions_keep_their_contract(layout):
     assert layout.data_card.with_suffix(".md").read_text().startswith("#")
 
 
-@pytest.mark.parametrize("receiver", RECEIVERS)
+@pytest.mark.parametrize("receiver", READERS)
 @pytest.mark.parametrize(
     ("method", "has_ratio", "has_wire"),
     [
@@ -110,7 +111,23 @@ def test_predictions_keep_their_contract(layout, receiver, method, has_ratio, ha
     assert all((row["payload_bytes"] > 0) == (method != "closed_book") for row in rows)
 
 
-@pytest.mark.parametrize("receiver", RECEIVERS)
+def test_a_new_receiver_reads_the_messages_of_the_shared_wire(layout):
+    shared, adapted = (
+        pq.read_table(layout.predictions(method, receiver, wire, 1)).to_pylist()
+        for method, receiver, wire in (
+            ("latent", "llama", "shared"),
+            ("latent_adapted", "gemma", "adapted"),
+        )
+    )
+    assert {row["wire"] for row in adapted} == {"adapted"}
+    assert [(row["example_id"], row["soft_tokens"], row["payload_bytes"]) for row in adapted] == [
+        (row["example_id"], row["soft_tokens"], row["payload_bytes"])
+        for row in shared
+        if row["target_ratio"] == 4
+    ]
+
+
+@pytest.mark.parametrize("receiver", READERS)
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_every_receiver_reaches_every_target_ratio(metrics, receiver, ratio):
     (measured,) = {
@@ -153,17 +170,18 @@ def test_metrics_keep_their_contract(metrics):
 def test_statistics_are_complete_and_written_twice(layout):
     statistics = read(layout.statistics)
     assert statistics == read(layout.statistical_report)
-    assert len(statistics["comparisons"]) == 3 * len(RECEIVERS) * len(RATIOS)
+    assert len(statistics["comparisons"]) == 3 * len(READERS) * len(RATIOS)
     for comparison in statistics["comparisons"]:
         assert {"difference", "ci_low", "p_value", "p_value_corrected", "effect_size"} <= set(
             comparison
         )
-    assert len(statistics["non_inferiority"]) == len(RECEIVERS) * len(RATIOS)
+    assert len(statistics["non_inferiority"]) == len(READERS) * len(RATIOS)
 
 
 def test_headline_and_provenance_are_written(layout):
     results = read(layout.headline)
-    assert len(results["headline"]) == len(RECEIVERS) * (2 + 5 * len(RATIOS))
+    texts, latents, adapted = len(RECEIVERS) * (2 + len(RATIOS)), 4 * len(RATIOS), 1
+    assert len(results["headline"]) == texts + len(READERS) * latents + adapted
     assert results["verdicts"]
     provenance = read(layout.provenance)
     assert set(provenance) >= {"commit", "dirty", "packages", "hardware", "threads"}
@@ -174,6 +192,7 @@ def test_every_stage_leaves_a_log_and_a_benchmark(layout):
     benchmarks = {path.stem for path in (layout.root / "benchmarks").iterdir()}
     assert logs == benchmarks
     assert {"prepare", "train_wire-shared-seed1", "evaluate_text-llama", "report"} <= logs
+    assert {"adapt-adapted-seed1", "evaluate_variant-latent_adapted-gemma-adapted-seed1"} <= logs
     assert [stage for stage in logs if not layout.log(stage).stat().st_size] == []
 
 

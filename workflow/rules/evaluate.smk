@@ -65,9 +65,9 @@ rule evaluate_variant:
     output:
         LAYOUT.predictions("{method}", "{receiver}", "{wire}", "{seed}"),
     log:
-        LAYOUT.log("evaluate_variant-{method}-{wire}-{receiver}-seed{seed}"),
+        LAYOUT.log("evaluate_variant-{method}-{receiver}-{wire}-seed{seed}"),
     benchmark:
-        LAYOUT.benchmark("evaluate_variant-{method}-{wire}-{receiver}-seed{seed}")
+        LAYOUT.benchmark("evaluate_variant-{method}-{receiver}-{wire}-seed{seed}")
     wildcard_constraints:
         wire=any_of(variant.name for variant in EXPERIMENT.variants),
     conda:
@@ -83,4 +83,5 @@ rule evaluate_variant:
         "Asking {wildcards.receiver} through the wire {wildcards.wire}, seed {wildcards.seed}"
     shell:
         "exec python -m latentwire evaluate-variant --config {params.config:q}"
-        " --wire {wildcards.wire:q} --seed {wildcards.seed:q} --receiver {wildcards.receiver:q}"
+        " --method {wildcards.method:q} --receiver {wildcards.receiver:q}"
+        " --wire {wildcards.wire:q} --seed {wildcards.seed:q}"
