@@ -39,6 +39,7 @@ from latentwire.training.passages import (
     tokenise_passages,
 )
 from latentwire.training.state import StateDirectory
+from latentwire.wire.pooling import num_groups
 from latentwire.wire.wire import ReceiverFacts, Wire
 
 # Keeps the ratio on unseen passages at or above the target in spite of rounding.
@@ -78,7 +79,9 @@ def train_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
     directory = layout.wire(name, seed)
     copy_file(metrics, directory / METRICS)
     write_text(directory / "README.md", wire_card(experiment, wire, seed, task.num_steps))
-    wire.widths = {ratio: wire.widths[ratio] for ratio in experiment.wire.target_ratios}
+    if experiment.wire.encoder_of is None:
+        # Text may have been written at a ratio that no answer was given at.
+        wire.widths = {ratio: wire.widths[ratio] for ratio in experiment.wire.target_ratios}
     wire.encoder.merge_lora()
     wire.save_pretrained(directory)
     state.remove()
@@ -151,7 +154,8 @@ class WireTask:
         self._passages = self._tokenise("train")
         if experiment.wire.encoder_of is None:
             ratios = {*experiment.wire.target_ratios, self._text_ratio}
-            wire.widths = pooling_widths(self._passages, sorted(ratios))
+            splits = (self._passages, self._dev_passages)
+            wire.widths = pooling_widths(splits, sorted(ratios))
         lengths = [passage.num_tokens for passage in self._passages]
         self.order = BatchOrder(lengths, self._settings.passages_per_step, seed)
         self.num_steps = self._settings.steps or self.order.num_steps(self._settings.epochs or 0)
@@ -431,17 +435,33 @@ def other_passages(passage_ids: Sequence[str]) -> list[int] | None:
 
 
 def pooling_widths(
-    passages: Sequence[TokenisedPassage], target_ratios: Sequence[float]
+    splits: Sequence[Sequence[TokenisedPassage]], target_ratios: Sequence[float]
 ) -> dict[float, float]:
-    """Encoder tokens per latent at which even the receiver of the fewest tokens reaches a ratio."""
-    encoder_tokens = sum(len(passage.encoder_ids) for passage in passages)
-    fewest = min(
-        sum(len(passage.source_ids[name]) for passage in passages)
-        for name in passages[0].source_ids
-    )
-    return {
-        ratio: max(1.0, ratio * _WIDTH_MARGIN * encoder_tokens / fewest) for ratio in target_ratios
-    }
+    """Encoder tokens per latent at which every receiver reaches a ratio, in every split.
+
+    Found by trial, as a passage has a whole number of latents.
+    """
+    return {ratio: _width(splits, ratio * _WIDTH_MARGIN) for ratio in target_ratios}
+
+
+def _width(splits: Sequence[Sequence[TokenisedPassage]], ratio: float) -> float:
+    counts = []
+    for passages in splits:
+        encoder_tokens = torch.tensor([len(passage.encoder_ids) for passage in passages])
+        fewest = min(
+            sum(len(passage.source_ids[name]) for passage in passages)
+            for name in passages[0].source_ids
+        )
+        counts.append((encoder_tokens, fewest))
+    width = 1.0
+    while any(
+        fewest < ratio * num_groups(tokens, torch.full(tokens.shape, width)).sum()
+        # No text is shorter than one latent.
+        and (tokens > width / 2).any()
+        for tokens, fewest in counts
+    ):
+        width *= 1.002
+    return width
 
 
 def least_sharpness(loss: Callable[[float], float], allowed: float) -> float:

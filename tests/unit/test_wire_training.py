@@ -23,8 +23,10 @@ from latentwire.training.wire import (
     least_sharpness,
     make_wire,
     other_passages,
+    pooling_widths,
     train_wire,
 )
+from latentwire.wire.pooling import num_groups
 from latentwire.wire.wire import Wire
 
 
@@ -247,7 +249,7 @@ def test_a_new_receiver_gets_an_adapter_and_changes_nothing_else(tmp_path):
     adapted = {
         "name": "adapted",
         "method": "latent_adapted",
-        "wire": {"encoder_of": "shared", "receivers": ["qwen"]},
+        "wire": {"encoder_of": "shared", "receivers": ["qwen"], "target_ratios": [8]},
     }
     experiment = validate(
         {**task._experiment.model_dump(mode="json"), "variants": [adapted]}
@@ -335,3 +337,24 @@ def test_the_likelihood_of_repeating_is_what_the_receiver_gives_it(tmp_path):
                 logs.append(F.cross_entropy(logits, torch.tensor(target), reduction="none"))
             each.append(torch.cat(logs).mean())
     torch.testing.assert_close(loss, torch.stack(each).mean(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [2, 4.0, 7.5])
+def test_widths_reach_the_ratio_for_every_receiver_in_every_split(task, ratio):
+    splits = [task._passages, task._dev_passages]
+    width = pooling_widths(splits, [ratio])[ratio]
+    measured = []
+    for passages in splits:
+        tokens = torch.tensor([len(passage.encoder_ids) for passage in passages])
+        count = num_groups(tokens, torch.full(tokens.shape, width)).sum()
+        measured += [
+            (sum(len(p.source_ids[name]) for p in passages) / count).item()
+            for name in ("llama", "qwen")
+        ]
+    assert ratio <= min(measured) <= 1.1 * ratio
+
+
+def test_no_width_is_wider_than_the_texts_are_long(task):
+    lengths = [len(passage.encoder_ids) for passage in task._passages]
+    width = pooling_widths([task._passages], [1000])[1000]
+    assert max(lengths) <= width <= 2.1 * max(lengths)
