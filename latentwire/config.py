@@ -514,7 +514,7 @@ class Experiment(Section):
     wire: Wire = Field(Wire(), description="The shared wire.")
     training: Training = Field(
         Training(
-            steps=1750,
+            steps=2400,
             passages_per_step=9,
             alignment_steps=200,
             ratio_growth=0.35,
