@@ -89,7 +89,7 @@ def test_the_report_can_be_asked_for_by_name(clean):
 
 def test_pretraining_can_be_asked_for_by_name(clean):
     plan = clean.plan("pretrain_receivers", "--configfile", "config/smoke.yaml")
-    assert plan == {"receiver": 2, "pretrain_receivers": 1}
+    assert plan == {"receiver": 3, "pretrain_receivers": 1}
     outcome = clean.snakemake("--dry-run", "pretrain_receivers", check=False)
     assert outcome.returncode != 0
     assert "source: pretrain" in outcome.stdout
