@@ -59,10 +59,12 @@ def open_readers(experiment: Experiment, layout: Layout) -> list[Reader]:
     readers = [
         _open_receiver(experiment, layout, receiver.name) for receiver in experiment.receivers
     ]
-    for backbone in experiment.backbones:
-        if backbone not in [reader.name for reader in readers]:
-            location, _, revision = backbone.partition("@")
-            readers.append(Reader(backbone, open_tokenizer(location, revision or None)))
+    names = [reader.name for reader in readers]
+    others = [backbone for backbone in experiment.backbones if backbone not in names]
+    for number, backbone in enumerate(others):
+        location, _, revision = backbone.partition("@")
+        name = f"encoder {number + 1}" if number else "encoder"
+        readers.append(Reader(name, open_tokenizer(location, revision or None)))
     return readers
 
 
