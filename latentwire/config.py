@@ -401,6 +401,13 @@ class Method(StrEnum):
 TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head)
 """Methods that need no wire."""
 
+PAYLOAD_DTYPES = {
+    Method.latent: "fp16",
+    Method.latent_int8: "int8",
+    Method.latent_int4: "int4",
+}
+"""How the shared wire's messages are written; those of all other methods are as fp16."""
+
 VARIANT_METHODS = (
     Method.latent_prompt,
     Method.latent_adapted,

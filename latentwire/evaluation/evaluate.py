@@ -10,12 +10,11 @@ from functools import partial
 
 import torch
 
-from latentwire.config import Experiment, Method
+from latentwire.config import PAYLOAD_DTYPES, Experiment, Method
 from latentwire.data.tables import Example, group_by_passage, read_examples, source_text
 from latentwire.errors import UserError
 from latentwire.evaluation.answering import Answer, answer
 from latentwire.evaluation.methods import (
-    PAYLOAD_DTYPES,
     Sent,
     derangement,
     encode_payloads,

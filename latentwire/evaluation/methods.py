@@ -5,13 +5,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latentwire.config import Method
 from latentwire.receivers.receiver import Receiver, Source
 from latentwire.wire.payload import Latents
 from latentwire.wire.wire import Wire
-
-PAYLOAD_DTYPES = {Method.latent_int8: "int8", Method.latent_int4: "int4"}
-"""Methods whose messages are not written as fp16."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from latentwire.config import Experiment
+from latentwire.config import PAYLOAD_DTYPES, Experiment
 from latentwire.files import read_json, write_json
 from latentwire.layout import Layout
 from latentwire.reporting.scores import (
@@ -19,7 +19,6 @@ from latentwire.reporting.scores import (
 )
 
 METRICS = ("em", "f1", "relative_f1", "ratio", "payload_bytes")
-FORMS = {"latent": "fp16", "latent_int8": "int8", "latent_int4": "int4"}
 Rows = list[dict[str, Any]]
 # F1 that shuffled messages may reach above no message at all.
 TOLERANCE = 0.05
@@ -159,7 +158,7 @@ def _sizes(latents: Rows, rows: Rows) -> Iterator[str]:
     for ratio in (row["target_ratio"] for row in latents):
         forms = {
             dtype: own[ratio]["payload_bytes"]["value"]
-            for method, dtype in FORMS.items()
+            for method, dtype in PAYLOAD_DTYPES.items()
             if (own := _by_ratio(rows, method))
         }
         sizes = [f"{size:,.0f} as {dtype}" for dtype, size in forms.items()]

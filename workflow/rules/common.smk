@@ -96,14 +96,14 @@ def code(stage, without=()):
     return code_fingerprint(entry, without)
 
 
-def settings(stage, experiment=EXPERIMENT, **more):
-    """The configuration that a stage reads."""
+def settings(stage, experiment=EXPERIMENT, also=(), **more):
+    """The configuration that a stage reads, keys of this job alone among it."""
     _, keys = STAGES[stage]
-    return {key: setting(key, experiment) for key in keys} | more
+    values = experiment.model_dump(mode="json", exclude=NOT_SCIENCE)
+    return {key: setting(key, values) for key in [*keys, *also]} | more
 
 
-def setting(key, experiment=EXPERIMENT):
-    value = experiment.model_dump(mode="json", exclude=NOT_SCIENCE)
+def setting(key, value):
     for part in key.split("."):
         value = value[part]
     return value
@@ -134,11 +134,10 @@ def receiver_code(wildcards):
 
 def receiver_settings(wildcards):
     keys = ["threads", "device", "prompt", "pretraining"] if is_pretrained(wildcards) else []
-    more = {key: setting(key) for key in keys}
     return settings(
         "receiver",
+        also=keys,
         receiver=receiver_config(wildcards).model_dump(mode="json"),
-        **more,
     )
 
 
