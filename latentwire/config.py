@@ -274,6 +274,17 @@ class Wire(Section):
         description="Takes the trained encoder of this other wire of the experiment, of the same "
         "seed, as it is, and trains adapters alone.",
     )
+    start_from: Name | None = Field(
+        None,
+        description="Starts from the encoder and adapters of this other wire of the experiment, of "
+        "the same seed, and trains all of them on.",
+    )
+
+    @property
+    def parent(self) -> str | None:
+        """The other wire that this one is made from."""
+        return self.encoder_of or self.start_from
+
     source_mode: Literal["context", "prompt"] = Field(
         "context",
         description="context: the question stays text. prompt: the question is inside the latents, "
@@ -288,6 +299,12 @@ class Wire(Section):
     latent_dim: Positive = Field(256, description="Width of a latent vector.")
     encoder: Encoder = Field(Encoder(), description="The encoder.")
     adapter: Adapter = Field(Adapter(), description="The adapters.")
+
+    @model_validator(mode="after")
+    def _one_parent(self) -> "Wire":
+        if self.encoder_of and self.start_from:
+            raise ValueError("give either encoder_of or start_from")
+        return self
 
 
 class Training(Section):
@@ -614,29 +631,20 @@ class Experiment(Section):
                 "otherwise give a directory with a slash in it, such as ./model, or a hub "
                 "repository as owner/name@commit"
             )
-        return [*faults, *self._encoder_faults(own), *own._training_faults()]
+        return [*faults, *self._parent_faults(own), *own._training_faults()]
 
-    def _encoder_faults(self, own: "Experiment") -> list[str]:
-        """What keeps another wire's encoder from being this one's."""
-        name = own.wire.encoder_of
+    def _parent_faults(self, own: "Experiment") -> list[str]:
+        """What keeps a wire from being made from another."""
+        name = own.wire.parent
         if name is None:
             return []
+        key = "wire.encoder_of" if own.wire.encoder_of else "wire.start_from"
         if name not in set(self.wires) - {own.wire.name}:
-            return [f"wire.encoder_of: {name!r} is no other wire of this experiment ({self.wires})"]
+            return [f"{key}: {name!r} is no other wire of this experiment ({self.wires})"]
         other = self.of_wire(name)
-        known = {receiver.name for receiver in other.readers}
-        faults = [
-            f"wire.receivers: {receiver.name!r} has an adapter in the wire {name!r} already; name "
-            "receivers that are new to it"
-            for receiver in own.readers
-            if receiver.name in known
-        ]
-        return faults + [
-            f"wire.target_ratios: the encoder of the wire {name!r} does not write at {ratio:g}, "
-            f"only at {other.wire.target_ratios}"
-            for ratio in own.wire.target_ratios
-            if ratio not in other.wire.target_ratios
-        ]
+        return (
+            _new_receiver_faults(own, other) if own.wire.encoder_of else _start_faults(own, other)
+        )
 
     def _training_faults(self) -> list[str]:
         training = self.training
@@ -681,6 +689,40 @@ class Experiment(Section):
             "do not hold"
             for method in sorted(missing)
         ]
+
+
+def _new_receiver_faults(own: Experiment, other: Experiment) -> list[str]:
+    """What keeps another wire's encoder from being this one's."""
+    name = other.wire.name
+    known = {receiver.name for receiver in other.readers}
+    faults = [
+        f"wire.receivers: {receiver.name!r} has an adapter in the wire {name!r} already; name "
+        "receivers that are new to it"
+        for receiver in own.readers
+        if receiver.name in known
+    ]
+    return faults + [
+        f"wire.target_ratios: the encoder of the wire {name!r} does not write at {ratio:g}, "
+        f"only at {other.wire.target_ratios}"
+        for ratio in own.wire.target_ratios
+        if ratio not in other.wire.target_ratios
+    ]
+
+
+def _start_faults(own: Experiment, other: Experiment) -> list[str]:
+    """What keeps another wire's weights from being this one's first."""
+    name = other.wire.name
+    known = {receiver.name for receiver in other.readers}
+    faults = [
+        f"wire.receivers: {receiver.name!r} has no adapter in the wire {name!r} to start from"
+        for receiver in own.readers
+        if receiver.name not in known
+    ]
+    return faults + [
+        f"wire.{key}: differs from that of the wire {name!r}, whose weights it starts from"
+        for key in ("latent_dim", "encoder", "adapter")
+        if getattr(own.wire, key) != getattr(other.wire, key)
+    ]
 
 
 def _changed(section: S, changes: Mapping[str, Any]) -> S:

@@ -90,7 +90,7 @@ def train_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
 def make_wire(
     experiment: Experiment, layout: Layout, receivers: Sequence[Receiver], seed: int
 ) -> Wire:
-    """A wire to train: its encoder started from the backbone, or frozen and of another wire.
+    """A wire to train, started from the backbone or another wire, or with that one's encoder.
 
     Raises:
         UserError: if the backbone or the other wire cannot be loaded.
@@ -126,6 +126,8 @@ def make_wire(
         )
     widths = dict.fromkeys(experiment.wire.target_ratios, 1.0)
     wire = Wire(experiment.wire, backbone, tokenizer, widths, facts)
+    if experiment.wire.start_from is not None:
+        wire.take_weights(Wire.from_pretrained(layout.wire(experiment.wire.start_from, seed)))
     if encoder.lora_rank is not None:
         wire.encoder.add_lora(encoder.lora_rank)
     return wire.to(experiment.device)

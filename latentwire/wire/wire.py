@@ -104,6 +104,13 @@ class Wire(nn.Module):
         self.adapters.extend(self._adapter(facts) for facts in receivers.values())
         self.receivers = self.receivers | receivers
 
+    def take_weights(self, other: "Wire") -> None:
+        """Copies the encoder of another wire, and its adapters for this one's receivers."""
+        self.encoder.load_state_dict(other.encoder.state_dict())
+        adapters = dict(zip(other.receivers, other.adapters, strict=True))
+        for name, adapter in zip(self.receivers, self.adapters, strict=True):
+            adapter.load_state_dict(adapters[name].state_dict())
+
     def source_ids(self, sources: Sequence[str]) -> list[list[int]]:
         """The encoder's token ids of source texts, no special tokens, nothing cut."""
         return self.tokenizer(list(sources), add_special_tokens=False, split_special_tokens=True)[

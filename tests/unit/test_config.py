@@ -83,13 +83,14 @@ def test_shipped_configurations():
     }
 
 
-def test_pocket_full_is_the_default_with_more_seeds_and_wires():
+def test_pocket_full_is_the_default_with_more_steps_seeds_and_wires():
     full, default = shipped("pocket-full"), Experiment()
     assert len(full.seeds) == 3
     assert full.readers == default.receivers
     assert full.wire.model_copy(update={"receivers": None}) == default.wire
-    same = set(Experiment.model_fields) - {"experiment", "seeds", "receivers", "wire", "variants"}
-    for key in same:
+    assert full.training.model_copy(update={"steps": default.training.steps}) == default.training
+    more = {"experiment", "seeds", "threads", "receivers", "wire", "training", "variants"}
+    for key in set(Experiment.model_fields) - more:
         assert getattr(full, key) == getattr(default, key)
     # A receiver that is added later was never seen in training.
     adapted = full.of_wire("adapted")
@@ -356,6 +357,12 @@ def test_a_variant_changes_what_it_says_and_keeps_the_rest():
         ({"wire": {"receivers": ["gemma"]}}, "variants: other: wire.receivers: 'gemma' is no"),
         ({"wire": {"encoder_of": "nobody"}}, "wire.encoder_of: 'nobody' is no other wire"),
         ({"wire": {"encoder_of": "shared"}}, "wire.receivers: 'llama' has an adapter"),
+        ({"wire": {"start_from": "nobody"}}, "wire.start_from: 'nobody' is no other wire"),
+        (
+            {"wire": {"start_from": "shared", "latent_dim": 7}},
+            "wire.latent_dim: differs from that of the wire 'shared'",
+        ),
+        ({"wire": {"start_from": "shared", "encoder_of": "shared"}}, "give either encoder_of or"),
         ({"name": "shared"}, "occurs twice"),
         ({"method": "latent"}, "'latent' belongs to no variant"),
     ],
@@ -363,6 +370,12 @@ def test_a_variant_changes_what_it_says_and_keeps_the_rest():
 def test_a_variant_that_makes_no_wire_is_refused(keys, fault):
     with pytest.raises(UserError, match=re.escape(fault)):
         validate({"variants": [variant(**keys)]})
+
+
+def test_a_wire_starts_from_adapters_that_are_there():
+    other = variant(wire={"start_from": "shared", "receivers": ["qwen"]})
+    with pytest.raises(UserError, match="'qwen' has no adapter in the wire 'shared'"):
+        validate({"wire": {"receivers": ["llama"]}, "variants": [other]})
 
 
 def test_an_encoder_is_only_asked_for_ratios_that_it_writes():

@@ -273,6 +273,31 @@ def test_a_new_receiver_gets_an_adapter_and_changes_nothing_else(tmp_path):
         before.receive("qwen", messages)
 
 
+def test_a_wire_goes_on_from_the_weights_of_another(tmp_path):
+    task = make_task(tmp_path)
+    with torch.no_grad():
+        for parameter in task.module.parameters():
+            parameter.add_(0.01)
+    task.module.save_pretrained(task._layout.wire("shared", 1))
+    other = {
+        "name": "other",
+        "method": "latent_prompt",
+        "wire": {"start_from": "shared", "receivers": ["qwen"], "source_mode": "prompt"},
+    }
+    experiment = validate(
+        {**task._experiment.model_dump(mode="json"), "variants": [other]}
+    ).of_wire("other")
+    receiver = load_receiver(experiment, task._layout, "qwen")
+    wire = make_wire(experiment, task._layout, [receiver], 1)
+    assert wire.wire_id == task.module.wire_id
+    latents, mask = torch.randn(1, 3, wire.config.latent_dim), torch.ones(1, 3, dtype=torch.bool)
+    assert torch.equal(
+        wire.soft_tokens("qwen", latents, mask).embeddings,
+        task.module.soft_tokens("qwen", latents, mask).embeddings,
+    )
+    assert all(parameter.requires_grad for parameter in wire.parameters())
+
+
 def test_going_on_with_a_passage_parts_every_receivers_tokens_at_the_same_place(task):
     passage = task._passages[0]
     going_on = continuation(passage, 0.4)

@@ -174,9 +174,10 @@ def is_adapted(wire):
     return WIRES[wire].wire.encoder_of is not None
 
 
-def encoder_of_wire(wildcards):
-    """The wire whose encoder an adapted wire takes as it is."""
-    return LAYOUT.wire(WIRES[wildcards.wire].wire.encoder_of, wildcards.seed) / "model.safetensors"
+def parent_of_wire(wildcards):
+    """The weights of the other wire that a wire is made from, if there is one."""
+    parent = WIRES[wildcards.wire].wire.parent
+    return [LAYOUT.wire(parent, wildcards.seed) / "model.safetensors"] if parent else []
 
 
 def trained_files(wire, seed):

@@ -3,6 +3,7 @@
 rule train_wire:
     input:
         receivers=receivers_of_wire,
+        parent=parent_of_wire,
         train=LAYOUT.split("train"),
         dev=LAYOUT.split("dev"),
     output:
@@ -32,7 +33,7 @@ rule train_wire:
 rule adapt:
     input:
         receivers=receivers_of_wire,
-        encoder=encoder_of_wire,
+        parent=parent_of_wire,
         train=LAYOUT.split("train"),
         dev=LAYOUT.split("dev"),
     output:
