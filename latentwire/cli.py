@@ -317,6 +317,22 @@ def _evaluate_text(experiment: "Experiment", layout: Layout, options: argparse.N
     evaluate_text(experiment, layout, options.receiver)
 
 
+def _train_compressor(
+    experiment: "Experiment", layout: Layout, options: argparse.Namespace
+) -> None:
+    from latentwire.baselines.classifier import train_compressor
+
+    train_compressor(experiment, layout)
+
+
+def _evaluate_compressed(
+    experiment: "Experiment", layout: Layout, options: argparse.Namespace
+) -> None:
+    from latentwire.baselines.compressed import evaluate_compressed
+
+    evaluate_compressed(experiment, layout, options.receiver)
+
+
 def _evaluate_wire(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.evaluation.evaluate import evaluate_wire
 
@@ -410,6 +426,19 @@ VERBS: dict[str, Verb] = {
         _adapt,
         "train adapters of further receivers for the frozen encoder of a trained wire",
         (_WIRE, _SEED),
+        uses_torch=True,
+        uses_device=True,
+    ),
+    "train-compressor": Verb(
+        _train_compressor,
+        "train a small token classifier for LLMLingua-2",
+        uses_torch=True,
+        uses_device=True,
+    ),
+    "evaluate-compressed": Verb(
+        _evaluate_compressed,
+        "ask one receiver with text that LLMLingua shortened",
+        (("--receiver", "name of the receiver"),),
         uses_torch=True,
         uses_device=True,
     ),

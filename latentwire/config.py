@@ -405,6 +405,10 @@ class Method(StrEnum):
     text = "text"
     closed_book = "closed_book"
     truncate_head = "truncate_head"
+    truncate_random = "truncate_random"
+    llmlingua = "llmlingua"
+    llmlingua2 = "llmlingua2"
+    llmlingua_question = "llmlingua_question"
     latent = "latent"
     latent_int8 = "latent_int8"
     latent_int4 = "latent_int4"
@@ -413,10 +417,19 @@ class Method(StrEnum):
     latent_single = "latent_single"
     ablation = "ablation"
     control_shuffled = "control_shuffled"
+    control_zero = "control_zero"
+    control_mean = "control_mean"
+    control_noise = "control_noise"
 
 
-TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head)
-"""Methods that need no wire."""
+TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head, Method.truncate_random)
+"""Methods that need a receiver alone."""
+
+COMPRESSOR_METHODS = (Method.llmlingua, Method.llmlingua2, Method.llmlingua_question)
+"""Methods in which another model shortens the text."""
+
+QUESTION_AWARE_METHODS = (Method.llmlingua_question, Method.latent_prompt)
+"""Methods in which what a receiver gets was made in knowledge of the question."""
 
 PAYLOAD_DTYPES = {
     Method.latent: "fp16",
@@ -432,6 +445,12 @@ VARIANT_METHODS = (
     Method.ablation,
 )
 """Methods that need a wire of their own."""
+
+
+_MODEL_FORMS = (
+    "otherwise give a directory with a slash in it, such as ./model, or a hub repository as "
+    "owner/name@commit"
+)
 
 
 class Variant(Section):
@@ -458,13 +477,33 @@ class Variant(Section):
         return self
 
 
+class Baselines(Section):
+    """The models that shorten text for receivers, which the wire is compared with."""
+
+    llmlingua: str = Field(
+        "llama",
+        description="LLMLingua's causal language model: a receiver's name, a local directory with "
+        "a slash in it, or a hub repository as owner/name@commit.",
+    )
+    llmlingua2: str | None = Field(
+        None,
+        description="LLMLingua-2's token classifier: a local directory with a slash in it, or a "
+        "hub repository as owner/name@commit; none trains a small one on the training questions.",
+    )
+    steps: Positive = Field(300, description="Optimiser steps of that training (llmlingua2).")
+    passages_per_step: Positive = Field(
+        32, description="Passages in a step of that training (llmlingua2)."
+    )
+
+
 class Evaluation(Section):
     """What is measured on the test split, which is read only here."""
 
     methods: list[Method] = Field(
-        [method for method in Method if method not in VARIANT_METHODS],
+        [m for m in Method if m not in (*VARIANT_METHODS, Method.llmlingua_question)],
         min_length=1,
-        description="Methods to evaluate; those of variants come with them.",
+        description="Methods to evaluate; those of variants come with them. llmlingua_question "
+        "shortens the text for each question anew.",
     )
     batch_passages: Positive = Field(32, description="Passages answered together.")
     max_new_tokens: Positive = Field(
@@ -477,8 +516,13 @@ class Evaluation(Section):
         return [method for method in self.methods if method in TEXT_METHODS]
 
     @property
+    def compressor_methods(self) -> list[Method]:
+        return [method for method in self.methods if method in COMPRESSOR_METHODS]
+
+    @property
     def wire_methods(self) -> list[Method]:
-        return [method for method in self.methods if method not in TEXT_METHODS]
+        wireless = TEXT_METHODS + COMPRESSOR_METHODS
+        return [method for method in self.methods if method not in wireless]
 
     @model_validator(mode="after")
     def _text(self) -> "Evaluation":
@@ -548,6 +592,7 @@ class Experiment(Section):
         description="Training of the wire.",
     )
     variants: list[Variant] = Field([], description="Further wires.")
+    baselines: Baselines = Field(Baselines(), description="Baselines.")
     evaluation: Evaluation = Field(Evaluation(), description="Evaluation.")
     statistics: Statistics = Field(Statistics(), description="Statistics.")
 
@@ -600,6 +645,7 @@ class Experiment(Section):
             faults += [
                 f"variants: {variant.name}: {fault}" for fault in self._variant_faults(variant)
             ]
+        faults += self._baseline_faults()
         faults += self._family_faults()
         if faults:
             raise ValueError("\n".join(faults))
@@ -628,8 +674,7 @@ class Experiment(Section):
         if backbone not in names and "/" not in backbone:
             faults.append(
                 f"wire.encoder.backbone: {backbone!r} is no receiver of this experiment ({names}); "
-                "otherwise give a directory with a slash in it, such as ./model, or a hub "
-                "repository as owner/name@commit"
+                f"{_MODEL_FORMS}"
             )
         return [*faults, *self._parent_faults(own), *own._training_faults()]
 
@@ -679,6 +724,17 @@ class Experiment(Section):
             f"{key}: an entry occurs twice in {[str(value) for value in values]}"
             for key, values in lists.items()
             if len(set(values)) != len(values)
+        ]
+
+    def _baseline_faults(self) -> list[str]:
+        names = [receiver.name for receiver in self.receivers]
+        model = self.baselines.llmlingua
+        is_used = {Method.llmlingua, Method.llmlingua_question} & set(self.evaluation.methods)
+        if not is_used or model in names or "/" in model:
+            return []
+        return [
+            f"baselines.llmlingua: {model!r} is no receiver of this experiment ({names}); "
+            f"{_MODEL_FORMS}"
         ]
 
     def _family_faults(self) -> list[str]:

@@ -36,6 +36,10 @@ class Layout:
     def wire(self, wire: str, seed: int) -> Path:
         return self.root / "wires" / wire / f"seed{seed}"
 
+    @property
+    def compressor(self) -> Path:
+        return self.root / "baselines" / "llmlingua2"
+
     def state(self, run: str) -> Path:
         return self.root / ".state" / run
 

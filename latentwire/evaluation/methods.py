@@ -1,10 +1,16 @@
 """What each method puts in the place of the source."""
 
+import itertools
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentwire.config import Method
 from latentwire.receivers.receiver import Receiver, Source
 from latentwire.wire.payload import Latents
 from latentwire.wire.wire import Wire
@@ -56,9 +62,27 @@ def send_latents(
     )
 
 
+def budgets(source_ids: Sequence[list[int]], ratio: float) -> list[int]:
+    """Tokens that a text method may send of each source: at least one, and so many that all of them
+    together reach the ratio without falling short of it, as messages do.
+    """
+    totals = [int(total / ratio) for total in itertools.accumulate(map(len, source_ids))]
+    return [max(1, total - before) for before, total in itertools.pairwise([0, *totals])]
+
+
 def head_ids(source_ids: Sequence[list[int]], ratio: float) -> list[list[int]]:
-    """The first tokens of each source, as many as the ratio allows and at least one."""
-    return [ids[: max(1, int(len(ids) / ratio))] for ids in source_ids]
+    """The first tokens of each source, as many as the ratio allows."""
+    return [ids[:most] for ids, most in zip(source_ids, budgets(source_ids, ratio), strict=True)]
+
+
+def random_span_ids(source_ids: Sequence[list[int]], ratio: float, seed: int) -> list[list[int]]:
+    """As many tokens of each source as the ratio allows, in a row, from a random place on."""
+    draw = random.Random(seed)
+    spans = []
+    for ids, most in zip(source_ids, budgets(source_ids, ratio), strict=True):
+        start = draw.randint(0, max(0, len(ids) - most))
+        spans.append(ids[start : start + most])
+    return spans
 
 
 def encode_payloads(
@@ -84,6 +108,39 @@ def encode_payloads(
             payloads[ratio, dtype] += [message.to_bytes(dtype) for message in messages]
             seconds[ratio, dtype] += reading + time.perf_counter() - started
     return payloads, {form: total / len(sources) for form, total in seconds.items()}
+
+
+def control_payloads(
+    method: Method, payloads: Sequence[bytes], strangers: Sequence[int], seed: int
+) -> list[bytes]:
+    """Messages that a control puts in the place of the real ones; those of other methods stay.
+
+    Args:
+        method: `control_shuffled` sends each receiver a stranger's message; `control_zero` zeros;
+            `control_mean` the mean of all latents in the place of each; `control_noise` Gaussian
+            noise, every latent of its own norm.
+        payloads: the real messages.
+        strangers: for each message the index of another passage's.
+        seed: seed of the noise.
+    """
+    if method == Method.control_shuffled:
+        return [payloads[index] for index in strangers]
+    if method not in (Method.control_zero, Method.control_mean, Method.control_noise):
+        return list(payloads)
+    messages = [Latents.from_bytes(payload) for payload in payloads]
+    mean = torch.cat([message.values for message in messages]).mean(0)
+    generator = torch.Generator().manual_seed(seed)
+
+    def replaced(values: Tensor) -> Tensor:
+        if method == Method.control_noise:
+            noise = F.normalize(torch.randn(values.shape, generator=generator), dim=-1)
+            return noise * values.norm(dim=-1, keepdim=True)
+        return torch.zeros_like(values) if method == Method.control_zero else mean.expand_as(values)
+
+    return [
+        Latents(replaced(message.values), message.ratio, message.wire_id).to_bytes("fp16")
+        for message in messages
+    ]
 
 
 def derangement(owners: Sequence[str], seed: int) -> list[int]:

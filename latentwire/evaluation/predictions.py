@@ -59,7 +59,10 @@ def prediction_runs(experiment: Experiment, receiver: str) -> list[PredictionRun
     budgets: list[float | None] = [float(ratio) for ratio in experiment.wire.target_ratios]
     texts = [
         PredictionRun(method, NO_WIRE, 0, [None] if method in WITHOUT_RATIO else budgets)
-        for method in sorted(experiment.evaluation.text_methods, key=Method.text.__ne__)
+        for method in sorted(
+            experiment.evaluation.text_methods + experiment.evaluation.compressor_methods,
+            key=Method.text.__ne__,
+        )
     ]
     return texts + [
         PredictionRun(method, own.wire.name, seed, [float(r) for r in own.wire.target_ratios])

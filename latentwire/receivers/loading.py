@@ -71,6 +71,17 @@ def model_location(directory: Path) -> dict[str, Any]:
     return {"location": str((directory / description["model"]).resolve()), "revision": None}
 
 
+def named_model_location(experiment: Experiment, layout: Layout, name: str) -> dict[str, Any]:
+    """Where the model is that the configuration names: a receiver, a folder or `owner/name@commit`.
+
+    As `model_location` gives it.
+    """
+    if name in {receiver.name for receiver in experiment.receivers}:
+        return model_location(layout.receiver(name))
+    repository, _, revision = name.partition("@")
+    return {"location": repository, "revision": revision or None}
+
+
 def open_tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBase:
     """Loads a tokenizer from a folder or a hub repository.
 

@@ -15,7 +15,7 @@ from latentwire.config import Experiment
 from latentwire.errors import UserError
 from latentwire.files import read_json, write_text
 from latentwire.layout import Layout
-from latentwire.reporting.headline import METRICS
+from latentwire.reporting.headline import METRICS, in_blocks
 from latentwire.reporting.scores import (
     ALL_TASKS,
     Mean,
@@ -28,6 +28,7 @@ from latentwire.reporting.scores import (
     select,
     shown_methods,
     target_ratios,
+    without_controls,
 )
 from latentwire.reporting.tables import Table, html_page
 
@@ -91,7 +92,8 @@ def read_training_log(path: Path) -> list[dict[str, float]]:
 
 def draw_quality(scores: Sequence[Score]) -> Figure:
     """F1 of every method on each receiver, at the lowest target ratio."""
-    scores = _at_lowest_ratio(select(scores, task=ALL_TASKS, metric="f1"))
+    scores = without_controls(select(scores, task=ALL_TASKS, metric="f1"))
+    scores = _at_lowest_ratio(scores)
     figure, (axes,) = _panels(1)
     _draw_bars(axes, scores, "receiver")
     axes.set(ylabel="F1", ylim=(0, 1.02), title=_lowest_ratio_title(scores))
@@ -100,7 +102,7 @@ def draw_quality(scores: Sequence[Score]) -> Figure:
 
 def draw_tasks(scores: Sequence[Score]) -> Figure:
     """F1 by task for each receiver, at the lowest target ratio."""
-    scores = _at_lowest_ratio(select(scores, metric="f1"))
+    scores = _at_lowest_ratio(without_controls(select(scores, metric="f1")))
     receivers = distinct(scores, "receiver")
     figure, panels = _panels(len(receivers))
     for axes, receiver in zip(panels, receivers, strict=True):
@@ -111,7 +113,7 @@ def draw_tasks(scores: Sequence[Score]) -> Figure:
 
 def draw_ratio(scores: Sequence[Score]) -> Figure:
     """F1 against measured compression, a panel per receiver; methods without ratio as lines."""
-    scores = select(scores, task=ALL_TASKS, metric="f1")
+    scores = without_controls(select(scores, task=ALL_TASKS, metric="f1"))
     receivers = distinct(scores, "receiver")
     figure, panels = _panels(len(receivers))
     for axes, receiver in zip(panels, receivers, strict=True):
@@ -128,9 +130,12 @@ def draw_ratio(scores: Sequence[Score]) -> Figure:
 
 
 def draw_controls(scores: Sequence[Score]) -> Figure:
-    """F1 of latents, of the latents of another passage, and without any text."""
-    shown = ("latent", "control_shuffled", "closed_book")
-    scores = [s for s in select(scores, task=ALL_TASKS, metric="f1") if s.method in shown]
+    """F1 of latents, of what controls put in their place, and without any text."""
+    scores = [
+        score
+        for score in select(scores, task=ALL_TASKS, metric="f1")
+        if score.method in ("latent", "closed_book") or score.method.startswith("control_")
+    ]
     receivers = distinct(scores, "receiver")
     figure, panels = _panels(max(1, len(receivers)))
     for axes, receiver in zip(panels, receivers, strict=False):
@@ -178,18 +183,7 @@ def draw_cost(scores: Sequence[Score]) -> Figure:
 
 
 def headline_page(results: dict[str, Any], statistics: dict[str, Any]) -> str:
-    """Verdicts in words, then the headline table."""
-    rows = [
-        [
-            label(row["method"]),
-            row["receiver"],
-            row["target_ratio"],
-            *(row[metric]["value"] for metric in METRICS),
-            row["n"],
-            row["n_clusters"],
-        ]
-        for row in results["headline"]
-    ]
+    """Verdicts in words, then the headline tables."""
     columns = ["method", "receiver", "target ratio"]
     columns += [*(metric.replace("_", " ") for metric in METRICS), "questions", "passages"]
     kept = [
@@ -197,9 +191,22 @@ def headline_page(results: dict[str, Any], statistics: dict[str, Any]) -> str:
         for verdict in statistics["non_inferiority"]
     ]
     caption = "Means over questions and training seeds, on the test split"
-    return html_page(
-        results["experiment"], [*results["verdicts"], *kept], [Table(caption, columns, rows)]
-    )
+    tables = [
+        Table(f"{caption}, {title}" if title else caption, columns, list(map(_headline_row, rows)))
+        for title, rows in in_blocks(results["headline"]).items()
+    ]
+    return html_page(results["experiment"], [*results["verdicts"], *kept], tables)
+
+
+def _headline_row(row: dict[str, Any]) -> list[Any]:
+    return [
+        label(row["method"]),
+        row["receiver"],
+        row["target_ratio"],
+        *(row[metric]["value"] for metric in METRICS),
+        row["n"],
+        row["n_clusters"],
+    ]
 
 
 def metrics_page(scores: Sequence[Score]) -> str:

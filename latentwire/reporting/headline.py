@@ -1,10 +1,11 @@
 """The headline: what each method keeps, at what price, and what that means in words."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from latentwire.config import PAYLOAD_DTYPES, Experiment
+from latentwire.config import PAYLOAD_DTYPES, QUESTION_AWARE_METHODS, Experiment
 from latentwire.files import read_json, write_json
 from latentwire.layout import Layout
 from latentwire.reporting.scores import (
@@ -19,6 +20,8 @@ from latentwire.reporting.scores import (
 )
 
 METRICS = ("em", "f1", "relative_f1", "ratio", "payload_bytes")
+SHORTENED = ("truncate_head", "truncate_random", "llmlingua", "llmlingua2")
+SHORTENED_FOR_QUESTION = ("llmlingua_question",)
 Rows = list[dict[str, Any]]
 # F1 that shuffled messages may reach above no message at all.
 TOLERANCE = 0.05
@@ -72,7 +75,10 @@ def verdicts(rows: Rows) -> Iterator[str]:
         if latents:
             yield _keep(latents, _one(own, "text"))
             yield from _are_read(latents, own)
-            yield from _beat_truncation(latents, own)
+            yield from _compare_with_text(latents, own, SHORTENED, "text of the same length")
+            yield from _compare_with_text(
+                latents, own, SHORTENED_FOR_QUESTION, "text that was shortened for the question"
+            )
             yield from _sizes(latents, own)
 
 
@@ -85,8 +91,14 @@ def print_headline(layout: Layout) -> None:
     results = read_json(layout.headline)
     header = ["method", "receiver", "EM", "F1", "relative F1", "ratio", "payload bytes"]
     print(f"\n{results['experiment']}: test scores\n")
-    for line in _aligned([header, *map(_cells, results["headline"])]):
-        print(line)
+    blocks = in_blocks(results["headline"])
+    lines = _aligned([header, *(_cells(row) for rows in blocks.values() for row in rows)])
+    print(next(lines))
+    for title, rows in blocks.items():
+        if title:
+            print(f"\n{title}:")
+        for line in itertools.islice(lines, len(rows)):
+            print(line)
     print("\nratio: source tokens over vectors or tokens in their place; relative F1: to full text")
     print()
     for verdict in results["verdicts"]:
@@ -133,22 +145,37 @@ def _are_read(latents: Rows, rows: Rows) -> Iterator[str]:
         )
 
 
-def _beat_truncation(latents: Rows, rows: Rows) -> Iterator[str]:
-    truncated = _by_ratio(rows, "truncate_head")
-    if not truncated:
-        return
+def _compare_with_text(
+    latents: Rows, rows: Rows, methods: Sequence[str], what: str
+) -> Iterator[str]:
+    """Compares with the best of the methods that send text, at each ratio."""
+    best: dict[float, dict[str, Any]] = {}
+    for row in (row for method in methods for row in rows if row["method"] == method):
+        ratio = row["target_ratio"]
+        best[ratio] = max(best.get(ratio, row), row, key=lambda own: own["f1"]["value"])
     for wins, verb in ((True, "beat"), (False, "do not beat")):
         group = [
             row
             for row in latents
-            if (row["f1"]["value"] > truncated[row["target_ratio"]]["f1"]["value"]) == wins
+            if row["target_ratio"] in best
+            and (row["f1"]["value"] > best[row["target_ratio"]]["f1"]["value"]) == wins
         ]
         if group:
-            others = [f"{truncated[row['target_ratio']]['f1']['value']:.3f}" for row in group]
+            others = [best[row["target_ratio"]] for row in group]
+            shown = [f"{other['f1']['value']:.3f} ({label(other['method'])})" for other in others]
             yield (
-                f"On {group[0]['receiver']}, latents {verb} truncated text of the same length at "
-                f"{_ratios(group)}: it scores {_listed(others)}."
+                f"On {group[0]['receiver']}, latents {verb} {what} at {_ratios(group)}: "
+                f"at best it scores {_listed(shown)}."
             )
+
+
+def in_blocks(rows: Rows) -> dict[str, Rows]:
+    """The rows apart by whether what was sent was made in knowledge of the question."""
+    blocks: dict[str, Rows] = {}
+    for row in rows:
+        is_aware = row["method"] in QUESTION_AWARE_METHODS
+        blocks.setdefault("with the question known" if is_aware else "", []).append(row)
+    return blocks
 
 
 def _sizes(latents: Rows, rows: Rows) -> Iterator[str]:

@@ -11,18 +11,25 @@ from latentwire.errors import UserError
 
 ALL_TASKS = "all"
 
-# Colours by Okabe and Ito, told apart by the colour-blind and in grey.
+# Colours by Okabe and Ito, then by Tol: told apart by the colour-blind.
 METHODS = {
     "text": ("full text", "#000000"),
     "latent": ("latents", "#0072B2"),
     "latent_int8": ("latents, int8", "#56B4E9"),
     "latent_int4": ("latents, int4", "#009E73"),
-    "latent_prompt": ("latents that hold the question", "#0072B2"),
-    "latent_single": ("latents for one receiver", "#0072B2"),
-    "latent_adapted": ("latents, new receiver", "#0072B2"),
+    "latent_single": ("latents for one receiver", "#117733"),
+    "latent_adapted": ("latents, new receiver", "#332288"),
+    "llmlingua": ("LLMLingua", "#F0E442"),
+    "llmlingua2": ("LLMLingua-2", "#CC79A7"),
     "truncate_head": ("truncated text", "#E69F00"),
+    "truncate_random": ("random span of the text", "#DDCC77"),
     "closed_book": ("no text", "#999999"),
     "control_shuffled": ("shuffled latents", "#D55E00"),
+    "control_zero": ("zeros", "#999933"),
+    "control_mean": ("mean latents", "#AA4499"),
+    "control_noise": ("noise", "#44AA99"),
+    "latent_prompt": ("latents that hold the question", "#88CCEE"),
+    "llmlingua_question": ("LongLLMLingua with the question", "#882255"),
 }
 
 
@@ -103,6 +110,10 @@ def shown_methods(scores: Iterable[Score]) -> list[str]:
         distinct(scores, "method"),
         key=lambda method: known.index(method) if method in known else len(known),
     )
+
+
+def without_controls(scores: Iterable[Score]) -> list[Score]:
+    return [score for score in scores if not score.method.startswith("control_")]
 
 
 def target_ratios(scores: Iterable[Score]) -> list[float]:

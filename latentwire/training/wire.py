@@ -21,7 +21,7 @@ from latentwire.layout import Layout, Split
 from latentwire.receivers.loading import (
     latent_reader,
     load_receiver,
-    model_location,
+    named_model_location,
     open_tokenizer,
 )
 from latentwire.receivers.packing import PackedQuestions, pad_rows
@@ -107,7 +107,7 @@ def make_wire(
         wire = Wire.from_pretrained(layout.wire(experiment.wire.encoder_of, seed))
         wire.add_receivers(facts)
         return wire.to(experiment.device)
-    location = _backbone_location(experiment, layout)
+    location = named_model_location(experiment, layout, experiment.wire.encoder.backbone)
     tokenizer = open_tokenizer(**location)
     encoder = experiment.wire.encoder
     if encoder.from_scratch:
@@ -477,14 +477,6 @@ def least_sharpness(loss: Callable[[float], float], allowed: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if loss(2**middle) <= most else (middle, high)
     return 2**high
-
-
-def _backbone_location(experiment: Experiment, layout: Layout) -> dict[str, Any]:
-    backbone = experiment.wire.encoder.backbone
-    if backbone in {receiver.name for receiver in experiment.receivers}:
-        return model_location(layout.receiver(backbone))
-    repository, _, revision = backbone.partition("@")
-    return {"location": repository, "revision": revision or None}
 
 
 def _identity(experiment: Experiment, seed: int) -> dict[str, Any]:

@@ -26,6 +26,10 @@ def test_every_config_plans_jobs(clean, config):
     experiment = load_experiment(path)
     plan = clean.plan("--configfile", f"config/{config}")
     assert plan["receiver"] == plan["evaluate_text"] == len(experiment.receivers)
+    methods = experiment.evaluation.compressor_methods
+    assert plan.get("evaluate_compressed", 0) == bool(methods) * len(experiment.receivers)
+    trains_compressor = "llmlingua2" in methods and experiment.baselines.llmlingua2 is None
+    assert plan.get("train_compressor", 0) == trains_compressor
     wires = [experiment.of_wire(wire) for wire in experiment.wires]
     adapted = [own for own in wires if own.wire.encoder_of is not None]
     assert plan["evaluate_wire"] == len(experiment.seeds)

@@ -93,6 +93,9 @@ def test_tables_of_questions_keep_their_contract(layout):
         ("latent_int8", True, True),
         ("latent_int4", True, True),
         ("control_shuffled", True, True),
+        ("llmlingua", True, False),
+        ("llmlingua2", True, False),
+        ("control_noise", True, True),
     ],
 )
 def test_predictions_keep_their_contract(layout, receiver, method, has_ratio, has_wire):
@@ -180,7 +183,9 @@ def test_statistics_are_complete_and_written_twice(layout):
 
 def test_headline_and_provenance_are_written(layout):
     results = read(layout.headline)
-    texts, latents, adapted = len(RECEIVERS) * (2 + len(RATIOS)), 4 * len(RATIOS), 1
+    # Beside text and closed book: two truncations and two compressors; latents in three forms and
+    # four controls; and the receiver that was added at one ratio.
+    texts, latents, adapted = len(RECEIVERS) * (2 + 4 * len(RATIOS)), 7 * len(RATIOS), 1
     assert len(results["headline"]) == texts + len(READERS) * latents + adapted
     assert results["verdicts"]
     provenance = read(layout.provenance)
@@ -192,6 +197,7 @@ def test_every_stage_leaves_a_log_and_a_benchmark(layout):
     benchmarks = {path.stem for path in (layout.root / "benchmarks").iterdir()}
     assert logs == benchmarks
     assert {"prepare", "train_wire-shared-seed1", "evaluate_text-llama", "report"} <= logs
+    assert {"train_compressor", "evaluate_compressed-qwen"} <= logs
     assert {"adapt-adapted-seed1", "evaluate_variant-latent_adapted-gemma-adapted-seed1"} <= logs
     assert [stage for stage in logs if not layout.log(stage).stat().st_size] == []
 

@@ -89,7 +89,11 @@ def test_pocket_full_is_the_default_with_more_steps_seeds_and_wires():
     assert full.readers == default.receivers
     assert full.wire.model_copy(update={"receivers": None}) == default.wire
     assert full.training.model_copy(update={"steps": default.training.steps}) == default.training
+    assert full.evaluation.methods == [method for method in Method if method not in VARIANT_METHODS]
+    methods = {"methods": default.evaluation.methods}
+    assert full.evaluation.model_copy(update=methods) == default.evaluation
     more = {"experiment", "seeds", "threads", "receivers", "wire", "training", "variants"}
+    more |= {"evaluation"}
     for key in set(Experiment.model_fields) - more:
         assert getattr(full, key) == getattr(default, key)
     # A receiver that is added later was never seen in training.
@@ -122,7 +126,6 @@ def test_smoke_does_all_that_the_default_does():
     ratios = {"target_ratios": default.wire.target_ratios}
     assert smoke.wire.model_copy(update=ratios | {"receivers": None}) == default.wire
     assert smoke.evaluation.methods == default.evaluation.methods
-    assert {*default.evaluation.methods, *VARIANT_METHODS} == set(Method)
     assert smoke.statistics.family == default.statistics.family
 
 
@@ -370,6 +373,19 @@ def test_a_variant_changes_what_it_says_and_keeps_the_rest():
 def test_a_variant_that_makes_no_wire_is_refused(keys, fault):
     with pytest.raises(UserError, match=re.escape(fault)):
         validate({"variants": [variant(**keys)]})
+
+
+def test_a_compressor_that_is_nowhere_is_refused():
+    with pytest.raises(UserError, match=r"baselines\.llmlingua: 'gpt' is no receiver"):
+        validate({"baselines": {"llmlingua": "gpt"}})
+    validate(
+        {
+            "baselines": {"llmlingua": "gpt"},
+            "evaluation": {"methods": ["text", "latent"]},
+            "statistics": {"family": []},
+        }
+    )
+    validate({"baselines": {"llmlingua": "./gpt"}})
 
 
 def test_a_wire_starts_from_adapters_that_are_there():

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from latentwire.config import Experiment, PocketData
+from latentwire.baselines.classifier import train_compressor
+from latentwire.baselines.compressed import evaluate_compressed
+from latentwire.config import Baselines, Experiment, PocketData
 from latentwire.data.prepare import prepare
 from latentwire.data.tables import read_examples, write_examples
 from latentwire.evaluation.evaluate import evaluate_text, evaluate_wire
@@ -19,7 +21,8 @@ from latentwire.training.wire import make_wire
 def evaluated(tmp_path_factory):
     """Rows of the predictions by method and receiver, with gold answers and with wrong ones."""
     data = PocketData(train_passages=4, dev_passages=2, test_passages=2)
-    experiment = Experiment(experiment="gold", data=data)
+    baselines = Baselines(steps=10, passages_per_step=4)
+    experiment = Experiment(experiment="gold", data=data, baselines=baselines)
     layout = Layout("gold", tmp_path_factory.mktemp("results"))
     receivers = []
     for receiver in experiment.receivers:
@@ -27,6 +30,7 @@ def evaluated(tmp_path_factory):
         receivers.append(load_receiver(experiment, layout, receiver.name))
     prepare(experiment, layout)
     make_wire(experiment, layout, receivers, 1).save_pretrained(layout.wire("shared", 1))
+    train_compressor(experiment, layout)
     gold = evaluate(experiment, layout)
     examples = read_examples(layout.split("test"))
     shifted = [*examples[1:], examples[0]]
@@ -40,6 +44,7 @@ def evaluated(tmp_path_factory):
 def evaluate(experiment: Experiment, layout: Layout) -> dict[str, list[dict]]:
     for receiver in experiment.receivers:
         evaluate_text(experiment, layout, receiver.name)
+        evaluate_compressed(experiment, layout, receiver.name)
     evaluate_wire(experiment, layout, 1)
     folder = layout.root / "predictions"
     return {

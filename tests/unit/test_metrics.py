@@ -8,7 +8,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from latentwire.config import Evaluation, Experiment, Method, Statistics, Variant, Wire
+from latentwire.config import (
+    VARIANT_METHODS,
+    Evaluation,
+    Experiment,
+    Method,
+    Statistics,
+    Variant,
+    Wire,
+)
 from latentwire.errors import UserError
 from latentwire.evaluation.predictions import Prediction, prediction_runs, write_predictions
 from latentwire.layout import Layout
@@ -37,6 +45,9 @@ def experiment():
         experiment="synthetic",
         seeds=[1, 2],
         wire=Wire(target_ratios=[4, 8]),
+        evaluation=Evaluation(
+            methods=[method for method in ACCURACY if method not in VARIANT_METHODS]
+        ),
         statistics=Statistics(resamples=400),
     )
 

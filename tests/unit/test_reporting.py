@@ -62,7 +62,7 @@ class Results:
     def rows(self):
         for method, f1 in self.f1.items():
             has_wire = method in ("latent", "latent_int4", "control_shuffled")
-            has_ratio = has_wire or method == "truncate_head"
+            has_ratio = has_wire or method not in ("text", "closed_book")
             for receiver in ("llama", "qwen"):
                 for task in ("all", "pocket", "pocket_unseen_names"):
                     for ratio in (4.0, 8.0) if has_ratio else ("",):
@@ -162,8 +162,16 @@ def test_several_seeds_are_averaged_shown_and_have_no_interval(tmp_path):
         ({"control_shuffled": 0.91}, "On llama, the message is not read at 4x and 8x"),
         ({"latent": 0.12}, "On llama, the message is not read at 4x and 8x"),
         ({"control_shuffled": 0.5}, "part of the score does not come from the message at 4x"),
-        ({}, "On llama, latents beat truncated text of the same length at 4x and 8x"),
-        ({"latent": 0.3}, "On llama, latents do not beat truncated text of the same length at 4x"),
+        (
+            {"llmlingua2": 0.5},
+            "On llama, latents beat text of the same length at 4x and 8x: at best it scores 0.500 "
+            "(LLMLingua-2) and 0.500 (LLMLingua-2).",
+        ),
+        ({"latent": 0.3}, "On llama, latents do not beat text of the same length at 4x and 8x"),
+        (
+            {"llmlingua_question": 0.95},
+            "On llama, latents do not beat text that was shortened for the question at 4x and 8x",
+        ),
         (
             {},
             "the bytes of a message at 4x are 1,000 as fp16, those of the text 600, or 300 with "
@@ -199,6 +207,17 @@ def test_printed_headline_names_every_score_and_the_report(tmp_path, capsys):
     results.layout.report.write_text("<html>")
     print_headline(results.layout)
     assert f"Report: {results.layout.report}" in capsys.readouterr().out
+
+
+def test_methods_that_know_the_question_stand_apart(tmp_path, capsys):
+    results = Results(tmp_path, llmlingua=0.4, llmlingua_question=0.6)
+    results.headline()
+    print_headline(results.layout)
+    before, after = capsys.readouterr().out.split("\nwith the question known:\n")
+    assert "LLMLingua 4x" in before
+    assert "LongLLMLingua" not in before
+    assert "LongLLMLingua with the question 4x" in after
+    assert "LLMLingua 4x" not in after
 
 
 def test_a_missing_value_is_a_dash(tmp_path, capsys):
@@ -242,7 +261,7 @@ def drawn(tmp_path_factory):
     [
         ("quality", ["llama", "qwen", "latents", "full text", "F1"]),
         ("tasks", ["pocket_unseen_names", "llama", "qwen"]),
-        ("ratio", ["4x", "8x", "measured compression ratio", "shuffled latents", "no text"]),
+        ("ratio", ["4x", "8x", "measured compression ratio", "truncated text", "no text"]),
         ("controls", ["4x", "8x", "shuffled latents"]),
         (
             "training",
@@ -286,7 +305,7 @@ def test_tables_escape_text_and_load_nothing(drawn, name):
 
 def test_headline_page_tells_verdicts_and_non_inferiority(drawn):
     text = drawn.layout.table("headline").read_text()
-    assert "latents beat truncated text" in text
+    assert "latents beat text of the same length" in text
     assert "llama at 4x: Yes &lt;/script&gt;" in text
 
 

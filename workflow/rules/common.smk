@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from latentwire.config import ReceiverSource
+from latentwire.config import Method, ReceiverSource
 from latentwire.configuration import dump_yaml, validate
 from latentwire.errors import UserError
 from latentwire.files import write_text
@@ -32,6 +32,9 @@ NOT_SCIENCE = {"training": {"checkpoint_interval_seconds"}}
 RECEIVERS = [receiver.name for receiver in EXPERIMENT.receivers]
 WIRES = {wire: EXPERIMENT.of_wire(wire) for wire in EXPERIMENT.wires}
 NUM_GPUS = 1 if EXPERIMENT.device == "cuda" else 0
+TRAINS_COMPRESSOR = (
+    Method.llmlingua2 in EXPERIMENT.evaluation.methods and EXPERIMENT.baselines.llmlingua2 is None
+)
 FIGURES = ["quality", "tasks", "ratio", "controls", "training", "cost"]
 
 # The module that runs a stage and the configuration keys that it reads. These and no others make
@@ -54,6 +57,21 @@ STAGES = {
             "prompt",
             "wire.source_mode",
             "wire.target_ratios",
+            "evaluation.batch_passages",
+            "evaluation.max_new_tokens",
+            "evaluation.seed",
+        ],
+    ),
+    "train_compressor": ("latentwire.baselines.classifier", ["threads", "device", "baselines"]),
+    "evaluate_compressed": (
+        "latentwire.baselines.compressed",
+        [
+            "threads",
+            "device",
+            "prompt",
+            "wire.source_mode",
+            "wire.target_ratios",
+            "baselines",
             "evaluation.batch_passages",
             "evaluation.max_new_tokens",
         ],
@@ -141,9 +159,10 @@ def receiver_settings(wildcards):
     )
 
 
-def text_settings(wildcards):
+def text_settings(stage, wildcards):
+    """What a stage reads that asks one receiver with text."""
     return settings(
-        "evaluate_text",
+        stage,
         receiver=receiver_config(wildcards).model_dump(mode="json"),
     )
 
@@ -232,6 +251,18 @@ def text_predictions(receiver):
     return [LAYOUT.predictions(method, receiver) for method in methods]
 
 
+def compressed_predictions(receiver):
+    methods = EXPERIMENT.evaluation.compressor_methods
+    return [LAYOUT.predictions(method, receiver) for method in methods]
+
+
+def compressors():
+    """The models that shorten text, those of them that the workflow makes."""
+    model = EXPERIMENT.baselines.llmlingua
+    trained = [LAYOUT.compressor / "model.safetensors"] if TRAINS_COMPRESSOR else []
+    return prepared_receivers({model} & set(RECEIVERS)) + trained
+
+
 def wire_predictions(wire, folder, seed):
     """Prediction files of one of the wires; folder and seed may be wildcards."""
     own = WIRES[wire]
@@ -243,7 +274,11 @@ def wire_predictions(wire, folder, seed):
 
 
 def all_predictions():
-    texts = [path for receiver in RECEIVERS for path in text_predictions(receiver)]
+    texts = [
+        path
+        for receiver in RECEIVERS
+        for path in text_predictions(receiver) + compressed_predictions(receiver)
+    ]
     wires = [
         path
         for wire, own in WIRES.items()

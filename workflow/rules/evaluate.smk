@@ -15,7 +15,7 @@ rule evaluate_text:
         gpu=NUM_GPUS,
     params:
         config=CONFIG,
-        settings=text_settings,
+        settings=lambda wildcards: text_settings("evaluate_text", wildcards),
         code=code("evaluate_text"),
     message:
         "Asking {wildcards.receiver} with text and without"

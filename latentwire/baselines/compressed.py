@@ -1,0 +1,105 @@
+"""The stage `evaluate-compressed`: questions answered from text that another model shortened."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from latentwire.baselines.llmlingua import Compressed, LLMLingua, LLMLingua2, fit_budget
+from latentwire.config import QUESTION_AWARE_METHODS, Experiment, Method
+from latentwire.data.tables import group_by_passage, read_examples
+from latentwire.evaluation.methods import budgets, send_text
+from latentwire.evaluation.predict import predict, report
+from latentwire.evaluation.predictions import write_predictions
+from latentwire.layout import Layout
+from latentwire.receivers.loading import load_receiver, named_model_location
+from latentwire.receivers.receiver import Receiver
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_compressed(experiment: Experiment, layout: Layout, receiver_name: str) -> None:
+    """Evaluates every method of the experiment that compresses text, for one receiver.
+
+    Raises:
+        UserError: if data, receiver or a compressor are missing.
+    """
+    receiver = load_receiver(experiment, layout, receiver_name)
+    examples = read_examples(layout.split("test"))
+    compressors = {
+        method: open_compressor(experiment, layout, method, receiver)
+        for method in experiment.evaluation.compressor_methods
+    }
+    for method, compress in compressors.items():
+        is_aware = method in QUESTION_AWARE_METHODS
+        groups = [[example] for example in examples] if is_aware else group_by_passage(examples)
+        contexts = [group[0].context for group in groups]
+        questions = [group[0].question if is_aware else "" for group in groups]
+        ids = receiver.prompt.source_ids(contexts)
+        rows = []
+        for ratio in experiment.wire.target_ratios:
+            started = time.perf_counter()
+            left = shorten(compress, receiver, contexts, questions, budgets(ids, ratio))
+            seconds = (time.perf_counter() - started) / len(left)
+            texts = receiver.tokenizer.batch_decode([own.ids for own in left])
+            send = partial(send_text, receiver, [own.ids for own in left], texts)
+            rows += predict(
+                experiment,
+                receiver,
+                groups,
+                contexts,
+                ids,
+                send,
+                ratio=ratio,
+                encode_seconds=seconds,
+                question_aware=is_aware,
+            )
+            if count := sum(own.fell_back for own in left):
+                logger.warning(
+                    "%s, %s at %gx: nothing was left of %d texts of %d; their heads stand in",
+                    receiver_name,
+                    method,
+                    ratio,
+                    count,
+                    len(left),
+                )
+        write_predictions(layout.predictions(method, receiver_name), rows)
+        report(method, receiver_name, rows)
+
+
+def open_compressor(
+    experiment: Experiment, layout: Layout, method: Method, receiver: Receiver
+) -> Callable[[str, str, float], str]:
+    """What shortens a text, given the text, a question, empty if unaware of it, and a rate.
+
+    Raises:
+        UserError: if the model cannot be loaded.
+    """
+    settings, device = experiment.baselines, experiment.device
+    if method == Method.llmlingua2:
+        named = settings.llmlingua2 or str(layout.compressor)
+        location = named_model_location(experiment, layout, named)
+        classifier = LLMLingua2(**location, receiver_tokenizer=receiver.tokenizer, device=device)
+        return lambda text, _, rate: classifier.compress(text, rate)
+    location = named_model_location(experiment, layout, settings.llmlingua)
+    model = LLMLingua(**location, receiver_tokenizer=receiver.tokenizer, device=device)
+    return lambda text, question, rate: model.compress(text, rate, question)
+
+
+def shorten(
+    compress: Callable[[str, str, float], str],
+    receiver: Receiver,
+    texts: Sequence[str],
+    questions: Sequence[str],
+    most: Sequence[int],
+) -> list[Compressed]:
+    """Each text within its budget in the receiver's tokens."""
+    return [
+        fit_budget(
+            partial(compress, text, question),
+            lambda shorter: receiver.prompt.source_ids([shorter])[0],
+            text,
+            budget,
+        )
+        for text, question, budget in zip(texts, questions, most, strict=True)
+    ]
