@@ -437,7 +437,7 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate-compressed": Verb(
         _evaluate_compressed,
-        "ask one receiver with text that LLMLingua shortened",
+        "ask one receiver with text that sentences or words were dropped from",
         (("--receiver", "name of the receiver"),),
         uses_torch=True,
         uses_device=True,

@@ -260,6 +260,18 @@ class Adapter(Section):
     learned_gain: bool = Field(
         True, description="Let training change the gain; otherwise it is a clamp."
     )
+    deep_layers: int = Field(
+        3,
+        ge=0,
+        description="Layers above the first, from the bottom up, that soft tokens add to as well; "
+        "a receiver with fewer takes as many as it has.",
+    )
+    positions: Literal["spread", "consecutive"] = Field(
+        "spread",
+        description="spread: a soft token takes as many positions as the tokens it stands for, so "
+        "that what follows stands where it would behind the text. consecutive: one position each. "
+        "Learned queries stand for no token in particular, so theirs are consecutive.",
+    )
 
 
 class Wire(Section):
@@ -406,6 +418,8 @@ class Method(StrEnum):
     closed_book = "closed_book"
     truncate_head = "truncate_head"
     truncate_random = "truncate_random"
+    extractive = "extractive"
+    extractive_question = "extractive_question"
     llmlingua = "llmlingua"
     llmlingua2 = "llmlingua2"
     llmlingua_question = "llmlingua_question"
@@ -425,10 +439,20 @@ class Method(StrEnum):
 TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head, Method.truncate_random)
 """Methods that need a receiver alone."""
 
-COMPRESSOR_METHODS = (Method.llmlingua, Method.llmlingua2, Method.llmlingua_question)
-"""Methods in which another model shortens the text."""
+COMPRESSOR_METHODS = (
+    Method.extractive,
+    Method.extractive_question,
+    Method.llmlingua,
+    Method.llmlingua2,
+    Method.llmlingua_question,
+)
+"""Methods that choose what is left of the text by a ranking or a model."""
 
-QUESTION_AWARE_METHODS = (Method.llmlingua_question, Method.latent_prompt)
+QUESTION_AWARE_METHODS = (
+    Method.extractive_question,
+    Method.llmlingua_question,
+    Method.latent_prompt,
+)
 """Methods in which what a receiver gets was made in knowledge of the question."""
 
 PAYLOAD_DTYPES = {
@@ -480,10 +504,10 @@ class Variant(Section):
 class Baselines(Section):
     """The models that shorten text for receivers, which the wire is compared with."""
 
-    llmlingua: str = Field(
-        "llama",
+    llmlingua: str | None = Field(
+        None,
         description="LLMLingua's causal language model: a receiver's name, a local directory with "
-        "a slash in it, or a hub repository as owner/name@commit.",
+        "a slash in it, or a hub repository as owner/name@commit; none takes the first receiver.",
     )
     llmlingua2: str | None = Field(
         None,
@@ -500,10 +524,10 @@ class Evaluation(Section):
     """What is measured on the test split, which is read only here."""
 
     methods: list[Method] = Field(
-        [m for m in Method if m not in (*VARIANT_METHODS, Method.llmlingua_question)],
+        [m for m in Method if m not in (*VARIANT_METHODS, *QUESTION_AWARE_METHODS)],
         min_length=1,
-        description="Methods to evaluate; those of variants come with them. llmlingua_question "
-        "shortens the text for each question anew.",
+        description="Methods to evaluate; those of variants come with them. extractive_question "
+        "and llmlingua_question shorten the text for each question anew.",
     )
     batch_passages: Positive = Field(32, description="Passages answered together.")
     max_new_tokens: Positive = Field(
@@ -611,6 +635,11 @@ class Experiment(Section):
         """What the encoders start from."""
         each = (self.of_wire(name).wire.encoder.backbone for name in self.wires)
         return list(dict.fromkeys(each))
+
+    @property
+    def llmlingua_model(self) -> str:
+        """The causal language model of LLMLingua."""
+        return self.baselines.llmlingua or self.receivers[0].name
 
     @property
     def readers(self) -> list[Receiver]:
@@ -728,9 +757,8 @@ class Experiment(Section):
 
     def _baseline_faults(self) -> list[str]:
         names = [receiver.name for receiver in self.receivers]
-        model = self.baselines.llmlingua
-        is_used = {Method.llmlingua, Method.llmlingua_question} & set(self.evaluation.methods)
-        if not is_used or model in names or "/" in model:
+        model = self.llmlingua_model
+        if model in names or "/" in model:
             return []
         return [
             f"baselines.llmlingua: {model!r} is no receiver of this experiment ({names}); "

@@ -1,4 +1,4 @@
-"""The stage `evaluate-compressed`: questions answered from text that another model shortened."""
+"""The stage `evaluate-compressed`: questions answered from text that was shortened by content."""
 
 import logging
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from latentwire.baselines.llmlingua import Compressed, LLMLingua, LLMLingua2, fit_budget
+from latentwire.baselines.sentences import SentenceSelector
 from latentwire.config import QUESTION_AWARE_METHODS, Experiment, Method
 from latentwire.data.tables import group_by_passage, read_examples
 from latentwire.evaluation.methods import budgets, send_text
@@ -75,13 +76,16 @@ def open_compressor(
     Raises:
         UserError: if the model cannot be loaded.
     """
+    if method in (Method.extractive, Method.extractive_question):
+        selector = SentenceSelector()
+        return lambda text, question, rate: selector.compress(text, rate, question)
     settings, device = experiment.baselines, experiment.device
     if method == Method.llmlingua2:
         named = settings.llmlingua2 or str(layout.compressor)
         location = named_model_location(experiment, layout, named)
         classifier = LLMLingua2(**location, receiver_tokenizer=receiver.tokenizer, device=device)
         return lambda text, _, rate: classifier.compress(text, rate)
-    location = named_model_location(experiment, layout, settings.llmlingua)
+    location = named_model_location(experiment, layout, experiment.llmlingua_model)
     model = LLMLingua(**location, receiver_tokenizer=receiver.tokenizer, device=device)
     return lambda text, question, rate: model.compress(text, rate, question)
 

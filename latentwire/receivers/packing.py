@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 T = TypeVar("T")
@@ -107,10 +108,16 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     return ids.view(len(rows), width), torch.arange(width) < lengths[:, None]
 
 
-def packed_positions(prefix_mask: Tensor, packed: PackedQuestions) -> Tensor:
-    """Position ids `[B, P + Q]`: every question continues its own row's prefix."""
-    prefix = (prefix_mask.cumsum(1) - 1).clamp(min=0)
-    return torch.cat([prefix, prefix_mask.sum(1, keepdim=True) + packed.offsets], dim=1)
+def packed_positions(prefix_spacing: Tensor, packed: PackedQuestions) -> Tensor:
+    """Position ids `[B, P + Q]`: every question continues its own row's prefix.
+
+    Args:
+        prefix_spacing: `[B, P]` positions from each element of the prefix to the next, 0 where
+            padded; a mask of text is such.
+        packed: the questions.
+    """
+    starts = F.pad(prefix_spacing.cumsum(1), (1, 0)).long()
+    return torch.cat([starts[:, :-1], starts[:, -1:] + packed.offsets], dim=1)
 
 
 def packed_segments(prefix_mask: Tensor, packed: PackedQuestions) -> Tensor:

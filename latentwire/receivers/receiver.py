@@ -8,9 +8,11 @@ D embedding width, V vocabulary.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,10 +35,20 @@ class Source:
     Attributes:
         embeddings: `[B, S, D]`, in the receiver's embedding space.
         mask: `[B, S]`, true where real; real positions come first.
+        spacing: `[B]`, positions from one to the next, at least 1; none is 1, as in a text.
+        deep: `[B, S, D]` each, added to the hidden states that enter the layers after the first.
     """
 
     embeddings: Tensor
     mask: Tensor
+    spacing: Tensor | None = None
+    deep: tuple[Tensor, ...] = ()
+
+    def select(self, indices: Sequence[int]) -> "Source":
+        """The sources of these indices."""
+        spacing = None if self.spacing is None else self.spacing[indices]
+        deep = tuple(added[indices] for added in self.deep)
+        return Source(self.embeddings[indices], self.mask[indices], spacing, deep)
 
 
 class Receiver:
@@ -150,14 +162,15 @@ class Receiver:
         numbers = packed.segments[rows, columns]
         hidden, num_prefix, cache = self._read(source, packed, use_cache=True)
         next_ids = self.model.lm_head(hidden[rows, num_prefix + columns]).argmax(-1)
-        mask, positions = self._prefix_mask(source), packed.offsets[rows, columns]
+        mask = self._prefix_mask(source)
+        positions = packed_positions(self._prefix_spacing(source), packed)
         # Every step appends a block with one column per question of a row. A column sees the prefix
         # and what carries its own question's number.
         batch, width = len(mask), int(numbers.max()) + 1
         grid = torch.arange(width, device=self.device).expand(batch, width)
         seen = packed_segments(mask, packed)
-        grid_positions = mask.sum(1, keepdim=True).repeat(1, width)
-        grid_positions[rows, numbers] += positions
+        grid_positions = torch.zeros_like(grid)
+        grid_positions[rows, numbers] = positions[rows, num_prefix + columns]
         answers: list[list[int]] = [[] for _ in range(len(rows))]
         running = torch.ones(len(rows), dtype=torch.bool)
         for step in range(max_new_tokens):
@@ -195,6 +208,18 @@ class Receiver:
         head = source.mask.new_ones(len(source.mask), len(self.prompt.head_ids))
         return torch.cat([head, source.mask], dim=1)
 
+    def _prefix_spacing(self, source: Source) -> Tensor:
+        mask = self._prefix_mask(source)
+        if source.spacing is None:
+            return mask
+        return torch.cat(
+            [
+                mask[:, : len(self.prompt.head_ids)],
+                source.mask * source.spacing[:, None],
+            ],
+            dim=1,
+        )
+
     def _read(
         self,
         source: Source,
@@ -206,15 +231,38 @@ class Receiver:
         head = self._embed(head_ids).expand(len(source.mask), -1, -1)
         source_embeddings = source.embeddings.to(head.dtype)
         mask = self._prefix_mask(source)
-        output = self.model.model(
-            inputs_embeds=torch.cat([head, source_embeddings, self._embed(packed.ids)], dim=1),
-            attention_mask=packed_attention_mask(mask, packed),
-            position_ids=packed_positions(mask, packed),
-            use_cache=use_cache,
-        )
+        with self._deepened(source, packed):
+            output = self.model.model(
+                inputs_embeds=torch.cat([head, source_embeddings, self._embed(packed.ids)], dim=1),
+                attention_mask=packed_attention_mask(mask, packed),
+                position_ids=packed_positions(self._prefix_spacing(source), packed),
+                use_cache=use_cache,
+            )
         return output.last_hidden_state, mask.shape[1], output.past_key_values
+
+    @contextmanager
+    def _deepened(self, source: Source, packed: PackedQuestions) -> Iterator[None]:
+        """Lets the layers after the first read a source's deep part for the length of a block."""
+        around = (0, 0, len(self.prompt.head_ids), packed.ids.shape[1])
+        layers = self.model.model.layers[1 : 1 + len(source.deep)]
+        hooks = [
+            layer.register_forward_pre_hook(partial(_add_to_input, F.pad(added, around)))
+            for layer, added in zip(layers, source.deep, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _head(self, hidden: Tensor, num_prefix: int, packed: PackedQuestions) -> Tensor:
         return self.model.lm_head(
             hidden[packed.target_rows, num_prefix + packed.target_columns]
         ).float()
+
+
+def _add_to_input(
+    added: Tensor, _: nn.Module, args: tuple[Tensor, *tuple[Any, ...]]
+) -> tuple[Any, ...]:
+    hidden, *rest = args
+    return hidden + added.to(hidden.dtype), *rest

@@ -20,8 +20,8 @@ from latentwire.reporting.scores import (
 )
 
 METRICS = ("em", "f1", "relative_f1", "ratio", "payload_bytes")
-SHORTENED = ("truncate_head", "truncate_random", "llmlingua", "llmlingua2")
-SHORTENED_FOR_QUESTION = ("llmlingua_question",)
+SHORTENED = ("truncate_head", "truncate_random", "extractive", "llmlingua", "llmlingua2")
+SHORTENED_FOR_QUESTION = ("extractive_question", "llmlingua_question")
 Rows = list[dict[str, Any]]
 # F1 that shuffled messages may reach above no message at all.
 TOLERANCE = 0.05

@@ -21,6 +21,7 @@ METHODS = {
     "latent_adapted": ("latents, new receiver", "#332288"),
     "llmlingua": ("LLMLingua", "#F0E442"),
     "llmlingua2": ("LLMLingua-2", "#CC79A7"),
+    "extractive": ("sentences by LexRank", "#661100"),
     "truncate_head": ("truncated text", "#E69F00"),
     "truncate_random": ("random span of the text", "#DDCC77"),
     "closed_book": ("no text", "#999999"),
@@ -29,6 +30,7 @@ METHODS = {
     "control_mean": ("mean latents", "#AA4499"),
     "control_noise": ("noise", "#44AA99"),
     "latent_prompt": ("latents that hold the question", "#88CCEE"),
+    "extractive_question": ("sentences for the question", "#6699CC"),
     "llmlingua_question": ("LongLLMLingua with the question", "#882255"),
 }
 

@@ -40,7 +40,7 @@ from latentwire.training.passages import (
 )
 from latentwire.training.state import StateDirectory
 from latentwire.wire.pooling import num_groups
-from latentwire.wire.wire import ReceiverFacts, Wire
+from latentwire.wire.wire import LatentBatch, ReceiverFacts, Wire
 
 # Keeps the ratio on unseen passages at or above the target in spite of rounding.
 _WIDTH_MARGIN = 1.005
@@ -99,6 +99,7 @@ def make_wire(
         receiver.name: ReceiverFacts(
             receiver.embedding_dim,
             receiver.embedding_rms,
+            receiver.model.config.num_hidden_layers,
             receiver.prompt.anchor_ids,
         )
         for receiver in receivers
@@ -208,8 +209,8 @@ class WireTask:
         total = num_tokens = 0.0
         for start in range(0, len(self._dev_passages), _DEV_PASSAGES_AT_ONCE):
             passages = self._dev_passages[start : start + _DEV_PASSAGES_AT_ONCE]
-            latents, mask = self._encode(passages, [ratio] * len(passages))
-            losses = self._read_latents(receiver, latents, mask, passages, "dev", kl=False)
+            latents = self._encode(passages, [ratio] * len(passages))
+            losses = self._read_latents(receiver, latents, passages, "dev", kl=False)
             count = sum(len(a) for p in passages for _, a in p.questions[receiver.name])
             total += losses["cross_entropy"].item() * count
             num_tokens += count
@@ -217,8 +218,8 @@ class WireTask:
 
     def _dev_f1(self, receiver: Receiver, ratio: float) -> float:
         passages = self._dev_passages[:_DEV_PASSAGES_ANSWERED]
-        latents, mask = self._encode(passages, [ratio] * len(passages))
-        source = self.module.soft_tokens(receiver.name, latents, mask)
+        latents = self._encode(passages, [ratio] * len(passages))
+        source = self.module.soft_tokens(receiver.name, latents)
         reader = self._latent_readers[receiver.name]
         return self._answers_f1(reader, source, [p.questions[receiver.name] for p in passages])
 
@@ -248,13 +249,13 @@ class WireTask:
 
     def _alignment(self, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:
         ratios = self._experiment.wire.target_ratios[:1] * len(passages)
-        latents, mask = self._encode(passages, ratios, growth=0.0)
+        latents = self._encode(passages, ratios, growth=0.0)
         losses = {}
         for name, reader in self._latent_readers.items():
             text = reader.text_source([p.source_ids[name] for p in passages])
-            index, _ = pad_rows([p.encoder_index[name] for p in passages], mask.shape[1])
+            index, _ = pad_rows([p.encoder_index[name] for p in passages], latents.mask.shape[1])
             with self._autocast():
-                soft_tokens = self.module.soft_tokens(name, latents, mask).embeddings
+                soft_tokens = self.module.soft_tokens(name, latents).embeddings
             losses[f"{name}/alignment_loss"] = alignment_loss(
                 soft_tokens, text.embeddings.float(), index.to(self._experiment.device)
             )
@@ -306,12 +307,11 @@ class WireTask:
         """Losses of receivers that read the latents of a step, averaged over several."""
         drawn = random.Random(f"{self._seed}/{step}/receiver").choice(self._receivers)
         readers = self._receivers if self._settings.receivers_per_step == "all" else [drawn]
-        latents, mask = self._encode(passages, ratios, self.growth(step))
+        latents = self._encode(passages, ratios, self.growth(step))
         each = [
             self._read_latents(
                 receiver,
                 latents,
-                mask,
                 passages,
                 question_key=question_key,
                 kl=kl,
@@ -330,7 +330,7 @@ class WireTask:
 
     def _encode(
         self, passages: Sequence[TokenisedPassage], ratios: Sequence[float], growth: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
+    ) -> LatentBatch:
         with self._autocast():
             sources = self.module.read([p.encoder_ids for p in passages])
             return self.module.latents(sources, ratios, growth)
@@ -338,8 +338,7 @@ class WireTask:
     def _read_latents(
         self,
         receiver: Receiver,
-        latents: Tensor,
-        mask: Tensor,
+        latents: LatentBatch,
         passages: Sequence[TokenisedPassage],
         question_key: str,
         sharpness: float = 1.0,
@@ -349,7 +348,7 @@ class WireTask:
         reader, most = self._latent_readers[name], settings.max_questions_per_passage
         packed = reader.pack([choose(p.questions[name], most, question_key) for p in passages])
         with self._autocast():
-            soft_tokens = self.module.soft_tokens(name, latents, mask)
+            soft_tokens = self.module.soft_tokens(name, latents)
             with reader.softened(sharpness):
                 logits = reader.answer_logits(soft_tokens, packed)
             teacher = None
@@ -372,7 +371,7 @@ class WireTask:
         strangers = other_passages([p.passage_id for p in passages])
         if strangers is None:
             return soft_tokens.embeddings.new_zeros(())
-        others = Source(soft_tokens.embeddings[strangers], soft_tokens.mask[strangers])
+        others = soft_tokens.select(strangers)
         with torch.no_grad():
             nothing = reader.text_source([[] for _ in passages])
             no_message = reader.answer_logits(nothing, packed)

@@ -125,7 +125,8 @@ class Latents:
             values = _from_integers(body, shape, kind)
         if not np.isfinite(values).all():
             raise UserError("the message is malformed: it holds values that are not finite")
-        return cls(torch.from_numpy(values), ratio, wire_id)
+        # Six digits are what single precision holds, so that 3.3 is read as it was written.
+        return cls(torch.from_numpy(values), float(f"{ratio:.6g}"), wire_id)
 
 
 def _names() -> str:

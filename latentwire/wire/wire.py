@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from latentwire.config import Pooling
 from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
 from latentwire.files import read_json, whole_file, write_json, write_text
@@ -37,12 +38,29 @@ class ReceiverFacts:
     Attributes:
         embedding_dim: width D of its embeddings.
         embedding_rms: root mean square of its embedding matrix.
+        num_layers: its layers.
         anchor_ids: token ids of the anchor, as trained with.
     """
 
     embedding_dim: int
     embedding_rms: float
+    num_layers: int
     anchor_ids: list[int]
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Latents of several sources, as receivers' adapters take them.
+
+    Attributes:
+        values: `[B, M, L]`.
+        mask: `[B, M]`, true where real; real latents come first.
+        widths: `[B]` encoder tokens that each latent of a source stands for.
+    """
+
+    values: Tensor
+    mask: Tensor
+    widths: Tensor
 
 
 class Wire(nn.Module):
@@ -125,8 +143,8 @@ class Wire(nn.Module):
 
     def latents(
         self, sources: EncodedSources, ratios: Sequence[float], growth: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """Latents `[B, M, L]` and their mask `[B, M]`, at one target ratio for each source.
+    ) -> LatentBatch:
+        """Latents at one target ratio for each source.
 
         Args:
             sources: what the encoder read.
@@ -137,17 +155,16 @@ class Wire(nn.Module):
         Raises:
             UserError: if the wire was not trained for a ratio.
         """
-        unknown = sorted(set(ratios) - self.widths.keys())
-        if unknown:
-            raise UserError(f"ratio {unknown[0]} is not one of the wire's: {sorted(self.widths)}")
-        most = max(self.widths.values()) ** growth
-        widths = torch.tensor([min(self.widths[ratio], most) for ratio in ratios])
-        return self.encoder.latents(
-            sources, num_groups(sources.mask.sum(1), widths.to(self.device))
-        )
+        most = torch.tensor(max(self.widths.values()) ** growth)
+        widths = self._widths(ratios).minimum(most.to(self.device))
+        groups = num_groups(sources.mask.sum(1), widths)
+        return LatentBatch(*self.encoder.latents(sources, groups), widths)
 
-    def soft_tokens(self, receiver: str, latents: Tensor, mask: Tensor) -> Source:
-        """Maps latents `[B, M, L]` to a receiver's soft tokens `[B, M, D]`.
+    def soft_tokens(self, receiver: str, latents: LatentBatch) -> Source:
+        """Maps latents to a receiver's soft tokens `[B, M, D]`.
+
+        Soft tokens that are spread stand as far apart as what they were pooled from, after Enhanced
+        Position Layout (arXiv 2409.14364).
 
         Raises:
             UserError: if the wire has no adapter for the receiver.
@@ -155,7 +172,13 @@ class Wire(nn.Module):
         names = [*self.receivers]
         if receiver not in names:
             raise UserError(f"no adapter for receiver {receiver!r}; there are {names}")
-        return Source(self.adapters[names.index(receiver)](latents), mask)
+        soft_tokens, deep = self.adapters[names.index(receiver)](latents.values)
+        is_spread = (
+            self.config.adapter.positions == "spread"
+            and self.config.encoder.pooling != Pooling.queries
+        )
+        spacing = latents.widths.clamp(min=1) if is_spread else None
+        return Source(soft_tokens, latents.mask, spacing, deep)
 
     @torch.no_grad()
     def encode(self, sources: Sequence[str], ratio: float) -> list[Latents]:
@@ -172,17 +195,18 @@ class Wire(nn.Module):
     @torch.no_grad()
     def messages(self, sources: EncodedSources, ratio: float) -> list[Latents]:
         """Messages of sources that were read already."""
-        values, mask = self.latents(sources, [ratio] * len(sources.mask))
+        batch = self.latents(sources, [ratio] * len(sources.mask))
         return [
             Latents.quantise(row[: int(length)], ratio, self.wire_id)
-            for row, length in zip(values, mask.sum(1), strict=True)
+            for row, length in zip(batch.values, batch.mask.sum(1), strict=True)
         ]
 
     def receive(self, receiver: str, messages: Sequence[Latents]) -> Source:
         """Soft tokens of messages, right-padded to the longest.
 
         Raises:
-            UserError: if the wire has no adapter for the receiver, or a message is another wire's.
+            UserError: if the wire has no adapter for the receiver, or a message is another wire's
+                or at a ratio that is not one of this one's.
         """
         for message in messages:
             if message.wire_id != self.wire_id:
@@ -195,7 +219,8 @@ class Wire(nn.Module):
             [message.values for message in messages], batch_first=True
         ).to(self.device)
         mask = (torch.arange(values.shape[1]) < lengths[:, None]).to(self.device)
-        return self.soft_tokens(receiver, values, mask)
+        widths = self._widths([message.ratio for message in messages])
+        return self.soft_tokens(receiver, LatentBatch(values, mask, widths))
 
     def save_pretrained(self, directory: Path) -> None:
         """Writes weights, configuration and tokenizer; the weights last."""
@@ -251,6 +276,12 @@ class Wire(nn.Module):
             ) from error
         return wire.eval().requires_grad_(False).to(device)
 
+    def _widths(self, ratios: Sequence[float]) -> Tensor:
+        unknown = sorted(set(ratios) - self.widths.keys())
+        if unknown:
+            raise UserError(f"ratio {unknown[0]} is not one of the wire's: {sorted(self.widths)}")
+        return torch.tensor([self.widths[ratio] for ratio in ratios], device=self.device)
+
     def _adapter(self, facts: ReceiverFacts) -> Adapter:
         settings = self.config.adapter
         unit = facts.embedding_rms if settings.calibration == "embed_rms" else 1.0
@@ -261,4 +292,5 @@ class Wire(nn.Module):
             facts.embedding_dim,
             settings.gain * unit,
             settings.learned_gain,
+            min(settings.deep_layers, facts.num_layers - 1),
         )

@@ -7,7 +7,12 @@ AFTER_STATISTICS = {"figures"} | REPORT
 AFTER_METRICS = {"metrics", "headline", "provenance"} | AFTER_STATISTICS
 AFTER_EVALUATION = {"statistics"} | AFTER_METRICS
 AFTER_TRAINING = {"evaluate_wire"} | AFTER_EVALUATION
-AFTER_PREPARE = {"train_wire", "evaluate_text"} | AFTER_TRAINING
+AFTER_PREPARE = {
+    "train_wire",
+    "evaluate_text",
+    "train_compressor",
+    "evaluate_compressed",
+} | AFTER_TRAINING
 
 
 def test_nothing_is_run_again_without_a_reason(finished):

@@ -378,14 +378,16 @@ def test_a_variant_that_makes_no_wire_is_refused(keys, fault):
 def test_a_compressor_that_is_nowhere_is_refused():
     with pytest.raises(UserError, match=r"baselines\.llmlingua: 'gpt' is no receiver"):
         validate({"baselines": {"llmlingua": "gpt"}})
-    validate(
-        {
-            "baselines": {"llmlingua": "gpt"},
-            "evaluation": {"methods": ["text", "latent"]},
-            "statistics": {"family": []},
-        }
-    )
     validate({"baselines": {"llmlingua": "./gpt"}})
+
+
+def test_llmlingua_reads_with_the_first_receiver():
+    alone = {
+        "receivers": [{"name": "qwen", "source": "bundled"}],
+        "wire": {"encoder": {"backbone": "qwen"}},
+    }
+    assert validate(alone).llmlingua_model == "qwen"
+    assert validate({"baselines": {"llmlingua": "./gpt"}}).llmlingua_model == "./gpt"
 
 
 def test_a_wire_starts_from_adapters_that_are_there():

@@ -28,6 +28,11 @@ def sign(payload):
     return header + struct.pack("<I", checksum) + payload[HEADER_BYTES:]
 
 
+def test_any_ratio_is_read_as_it_was_written():
+    latents = Latents(message().values, 3.3, b"w" * 16)
+    assert Latents.from_bytes(latents.to_bytes()).ratio == 3.3
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("latent_dim", [1, 31, 32, 48, 65])
 def test_what_was_read_is_written_the_same(dtype, latent_dim):

@@ -1,6 +1,7 @@
 """Packed reading and generation against one question at a time."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -73,6 +74,53 @@ def test_soft_tokens_take_the_place_of_text(receiver):
         atol=1e-4,
         rtol=1e-4,
     )
+
+
+def add(deep, start, layer, args, hidden):
+    hidden[:, start : start + len(deep)] += deep
+
+
+def test_soft_tokens_are_spread_and_deep(receiver):
+    """Every source at a spacing of its own, and its own addition to a layer, against one question
+    at a time.
+    """
+    packed = pack(receiver)
+    text = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
+    spacings = torch.linspace(1.5, 4, len(CONTEXTS))
+    deep = torch.randn(text.embeddings.shape, generator=torch.manual_seed(1))
+    source = Source(text.embeddings, text.mask, spacings, (deep,))
+    logits = receiver.answer_logits(source, packed)
+    answers = receiver.generate(
+        source, [receiver.prompt.question_ids(row) for row in QUESTIONS], max_new_tokens=5
+    )
+    num_head = len(receiver.prompt.head_ids)
+    for number, (row, index) in enumerate(flat_questions()):
+        ids = prompt_ids(receiver, row, index)
+        num_source, spacing = int(text.mask[row].sum()), spacings[row].item()
+        answer = receiver.prompt.answer_ids([ANSWERS[row][index]])[0]
+        for written in (answer, [*answers[number], *receiver._stop_ids]):
+            positions = [
+                *range(num_head),
+                *(num_head + int(place * spacing) for place in range(num_source)),
+                *(
+                    num_head + int(num_source * spacing) + place
+                    for place in range(len(ids) + len(written) - num_head - num_source)
+                ),
+            ]
+            hook = receiver.model.model.layers[0].register_forward_hook(
+                partial(add, deep[row][text.mask[row]], num_head)
+            )
+            expected = receiver.model(
+                torch.tensor([[*ids, *written]]), position_ids=torch.tensor([positions])
+            ).logits[0, len(ids) - 1 :]
+            hook.remove()
+            if written is answer:
+                torch.testing.assert_close(
+                    logits[packed.target_answers == number], expected[:-1], atol=1e-4, rtol=1e-4
+                )
+            else:
+                greedy = expected.argmax(-1).tolist()
+                assert greedy[: len(answers[number])] == answers[number]
 
 
 def test_softening_scales_attention_logits_and_ends_with_its_block(receiver):

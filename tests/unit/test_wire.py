@@ -10,19 +10,28 @@ from transformers import AutoModel
 from latentwire.config import Adapter, Encoder, Pooling
 from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
+from latentwire.wire.payload import Latents
 from latentwire.wire.pooling import PooledAttention, group_weights, num_groups
 from latentwire.wire.wire import ReceiverFacts, Wire
 
 
-def make_wire(receiver, **encoder):
+def make_wire(receiver, positions="spread", **encoder):
     torch.manual_seed(1)
     config = receiver.model.config
     backbone = AutoModel.from_config(config, attn_implementation="sdpa")
     backbone.load_state_dict(receiver.model.model.state_dict())
     settings = WireConfig(
-        latent_dim=24, target_ratios=[2, 4], encoder=Encoder(**encoder), adapter=Adapter(gain=3)
+        latent_dim=24,
+        target_ratios=[2, 4],
+        encoder=Encoder(**encoder),
+        adapter=Adapter(gain=3, positions=positions),
     )
-    facts = ReceiverFacts(receiver.embedding_dim, receiver.embedding_rms, [1, 2])
+    facts = ReceiverFacts(
+        receiver.embedding_dim,
+        receiver.embedding_rms,
+        receiver.model.config.num_hidden_layers,
+        [1, 2],
+    )
     wire = Wire(settings, backbone, receiver.tokenizer, {2.0: 2.1, 4.0: 4.2}, {"a.b": facts})
     for weight in wire.parameters():
         # Some layers start as the identity, which nothing could be seen through.
@@ -49,9 +58,9 @@ def test_latents_do_not_depend_on_batch_mates(receiver, encoder):
         alone = wire.encode([context], ratio=4)[0]
         assert alone.values.shape == latents.values.shape
         torch.testing.assert_close(alone.values, latents.values, atol=2e-3, rtol=1e-3)
-        read_alone = wire.latents(wire.read(wire.source_ids([context])), [4])[0][0]
+        read_alone = wire.latents(wire.read(wire.source_ids([context])), [4]).values[0]
         row = CONTEXTS.index(context)
-        read_together = wire.latents(wire.read(wire.source_ids(CONTEXTS)), [4] * 3)[0][row]
+        read_together = wire.latents(wire.read(wire.source_ids(CONTEXTS)), [4] * 3).values[row]
         torch.testing.assert_close(
             read_alone, read_together[: len(read_alone)], atol=1e-5, rtol=1e-5
         )
@@ -166,6 +175,19 @@ def test_soft_tokens_start_at_the_gain(receiver):
     source = wire.receive("a.b", wire.encode(CONTEXTS, ratio=2))
     rms = source.embeddings[source.mask].square().mean(-1).sqrt()
     torch.testing.assert_close(rms, torch.full_like(rms, 3 * receiver.embedding_rms))
+
+
+def test_soft_tokens_stand_where_the_text_stood(receiver):
+    wire = make_wire(receiver)
+    messages = wire.encode(CONTEXTS, ratio=2) + wire.encode(CONTEXTS, ratio=4)
+    through_bytes = [Latents.from_bytes(message.to_bytes()) for message in messages]
+    expected = [wire.widths[2.0]] * len(CONTEXTS) + [wire.widths[4.0]] * len(CONTEXTS)
+    assert wire.receive("a.b", through_bytes).spacing.tolist() == pytest.approx(expected)
+    consecutive = make_wire(receiver, positions="consecutive")
+    assert consecutive.receive("a.b", consecutive.encode(CONTEXTS, ratio=4)).spacing is None
+    # A learned query stands for no token in particular.
+    queries = make_wire(receiver, pooling="queries", num_latents=5)
+    assert queries.receive("a.b", queries.encode(CONTEXTS, ratio=4)).spacing is None
 
 
 def test_saved_wire_gives_the_same_messages(receiver, tmp_path):

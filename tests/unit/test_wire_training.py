@@ -27,7 +27,7 @@ from latentwire.training.wire import (
     train_wire,
 )
 from latentwire.wire.pooling import num_groups
-from latentwire.wire.wire import Wire
+from latentwire.wire.wire import LatentBatch, Wire
 
 
 @pytest.fixture
@@ -140,8 +140,8 @@ def test_the_guard_reads_messages_of_other_passages(task):
     passages = [task._passages[index] for index in task.order.batch(0)[1]]
     order = other_passages([p.passage_id for p in passages])
     packed = reader.pack([p.questions[reader.name] for p in passages])
-    latents, mask = task._encode(passages, [4.0] * len(passages))
-    others = task.module.soft_tokens(reader.name, latents[order], mask[order])
+    latents = task._encode(passages, [4.0] * len(passages))
+    others = task.module.soft_tokens(reader.name, latents).select(order)
     costs = [
         F.cross_entropy(reader.answer_logits(source, packed), packed.target_ids)
         for source in (others, reader.text_source([[]] * len(passages)))
@@ -200,11 +200,11 @@ def test_ratio_grows_from_one_to_the_target(task):
     wire, passages = task.module, task._passages[:3]
     sources = wire.read([p.encoder_ids for p in passages])
     lengths = [len(p.encoder_ids) for p in passages]
-    assert wire.latents(sources, [16.0] * 3, 0.0)[1].sum(1).tolist() == lengths
-    halfway = wire.latents(sources, [16.0] * 3, 0.5)[1].sum(1).tolist()
+    assert wire.latents(sources, [16.0] * 3, 0.0).mask.sum(1).tolist() == lengths
+    halfway = wire.latents(sources, [16.0] * 3, 0.5).mask.sum(1).tolist()
     assert halfway == [round(n / wire.widths[16.0] ** 0.5) for n in lengths]
-    at_lowest = wire.latents(sources, [4.0] * 3)[1].sum(1).tolist()
-    assert wire.latents(sources, [4.0] * 3, 0.6)[1].sum(1).tolist() == at_lowest
+    at_lowest = wire.latents(sources, [4.0] * 3).mask.sum(1).tolist()
+    assert wire.latents(sources, [4.0] * 3, 0.6).mask.sum(1).tolist() == at_lowest
 
 
 def test_softness_is_held_while_the_ratio_grows_and_then_falls_to_zero(task):
@@ -290,10 +290,14 @@ def test_a_wire_goes_on_from_the_weights_of_another(tmp_path):
     receiver = load_receiver(experiment, task._layout, "qwen")
     wire = make_wire(experiment, task._layout, [receiver], 1)
     assert wire.wire_id == task.module.wire_id
-    latents, mask = torch.randn(1, 3, wire.config.latent_dim), torch.ones(1, 3, dtype=torch.bool)
+    latents = LatentBatch(
+        torch.randn(1, 3, wire.config.latent_dim),
+        torch.ones(1, 3, dtype=torch.bool),
+        torch.ones(1),
+    )
     assert torch.equal(
-        wire.soft_tokens("qwen", latents, mask).embeddings,
-        task.module.soft_tokens("qwen", latents, mask).embeddings,
+        wire.soft_tokens("qwen", latents).embeddings,
+        task.module.soft_tokens("qwen", latents).embeddings,
     )
     assert all(parameter.requires_grad for parameter in wire.parameters())
 
@@ -342,10 +346,10 @@ def test_the_likelihood_of_repeating_is_what_the_receiver_gives_it(tmp_path):
     passages = [task._passages[index] for index in indices]
     with torch.no_grad():
         loss = task.losses(0)[0]["cross_entropy"]
-        latents, mask = task._encode(passages, [16] * len(passages), task.growth(0))
+        latents = task._encode(passages, [16] * len(passages), task.growth(0))
         each = []
         for receiver in task._receivers:
-            soft = task.module.soft_tokens(receiver.name, latents, mask)
+            soft = task.module.soft_tokens(receiver.name, latents)
             logs = []
             for row, passage in enumerate(passages):
                 request = receiver.prompt.question_ids(["Repeat the text."])[0]
@@ -354,11 +358,17 @@ def test_the_likelihood_of_repeating_is_what_the_receiver_gives_it(tmp_path):
                 inputs = torch.cat(
                     [
                         embed(torch.tensor(receiver.prompt.head_ids, dtype=torch.long)),
-                        soft.embeddings[row][mask[row]],
+                        soft.embeddings[row][soft.mask[row]],
                         embed(torch.tensor([*request, *target[:-1]])),
                     ]
                 )
-                logits = receiver.model(inputs_embeds=inputs[None]).logits[0, -len(target) :]
+                num_head, num_soft = len(receiver.prompt.head_ids), int(soft.mask[row].sum())
+                places = [num_head + int(i * soft.spacing[row]) for i in range(num_soft + 1)]
+                rest = range(places[-1], places[-1] + len(inputs) - num_head - num_soft)
+                positions = torch.tensor([[*range(num_head), *places[:-1], *rest]])
+                logits = receiver.model(inputs_embeds=inputs[None], position_ids=positions).logits[
+                    0, -len(target) :
+                ]
                 logs.append(F.cross_entropy(logits, torch.tensor(target), reduction="none"))
             each.append(torch.cat(logs).mean())
     torch.testing.assert_close(loss, torch.stack(each).mean(), atol=1e-4, rtol=1e-4)

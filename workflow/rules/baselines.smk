@@ -51,7 +51,7 @@ if EXPERIMENT.evaluation.compressor_methods:
             settings=lambda wildcards: text_settings("evaluate_compressed", wildcards),
             code=code("evaluate_compressed"),
         message:
-            "Asking {wildcards.receiver} with text that LLMLingua shortened"
+            "Asking {wildcards.receiver} with shortened text"
         shell:
             "exec python -m latentwire evaluate-compressed --config {params.config:q}"
             " --receiver {wildcards.receiver:q}"

@@ -258,9 +258,8 @@ def compressed_predictions(receiver):
 
 def compressors():
     """The models that shorten text, those of them that the workflow makes."""
-    model = EXPERIMENT.baselines.llmlingua
     trained = [LAYOUT.compressor / "model.safetensors"] if TRAINS_COMPRESSOR else []
-    return prepared_receivers({model} & set(RECEIVERS)) + trained
+    return prepared_receivers({EXPERIMENT.llmlingua_model} & set(RECEIVERS)) + trained
 
 
 def wire_predictions(wire, folder, seed):
