@@ -266,7 +266,9 @@ class WireTask:
     ) -> dict[str, Tensor]:
         """Losses of a step's answers."""
         draw = random.Random(f"{self._seed}/{step}")
-        ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
+        targets = self._experiment.wire.target_ratios
+        weights = [target**self._settings.ratio_draw_power for target in targets]
+        ratios = draw.choices(targets, weights, k=len(passages))
         return self._reading(step, passages, ratios, question_key=f"{self._seed}/{epoch}")
 
     def _writing(self, step: int, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:
