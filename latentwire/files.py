@@ -54,6 +54,14 @@ def copy_files(source: Path, target: Path) -> None:
         copy_file(path, target / path.name)
 
 
+def save_pretrained(directory: Path, *parts: Any) -> None:
+    """Writes models and tokenizers of transformers as `from_pretrained` loads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in parts:
+            part.save_pretrained(folder)
+        copy_files(Path(folder), directory)
+
+
 def write_text(path: Path, text: str) -> None:
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

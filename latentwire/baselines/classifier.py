@@ -20,11 +20,10 @@ from transformers import BertConfig, BertForTokenClassification, PreTrainedToken
 
 from latentwire.config import Experiment
 from latentwire.data.tables import Example, group_by_passage, read_examples
-from latentwire.files import copy_file
+from latentwire.files import copy_file, save_pretrained
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout, Split
 from latentwire.receivers.packing import pad_rows
-from latentwire.receivers.pretrain import save_receiver
 from latentwire.training.batches import BatchOrder
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.state import StateDirectory
@@ -77,7 +76,7 @@ def train_compressor(experiment: Experiment, layout: Layout) -> None:
     state = StateDirectory(layout.state("compressor"), identity)
     metrics = fit(task, schedule, state)
     copy_file(metrics, layout.compressor / METRICS)
-    save_receiver(task.module, task.tokenizer, layout.compressor)
+    save_pretrained(layout.compressor, task.module, task.tokenizer)
     state.remove()
 
 

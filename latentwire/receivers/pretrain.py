@@ -7,11 +7,9 @@ vocabulary, tokenizer and special tokens.
 import itertools
 import logging
 import random
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +40,7 @@ from latentwire.data.pocket import (
     mixed_passages,
 )
 from latentwire.errors import UserError
-from latentwire.files import copy_file, copy_files
+from latentwire.files import copy_file, save_pretrained
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout
 from latentwire.receivers.packing import (
@@ -169,18 +167,8 @@ def pretrain_receiver(experiment: Experiment, layout: Layout, name: str) -> None
     metrics = fit(task, schedule, state)
     directory = layout.receiver(name)
     copy_file(metrics, directory / METRICS)
-    save_receiver(model.bfloat16(), tokenizer, directory)
+    save_pretrained(directory, model.bfloat16(), tokenizer)
     state.remove()
-
-
-def save_receiver(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path
-) -> None:
-    """Writes what `from_pretrained` loads, every file whole."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder)
-        copy_files(Path(folder), directory)
 
 
 def make_tokenizer(recipe: Recipe, experiment: Experiment, seed: int) -> PreTrainedTokenizerFast:

@@ -49,7 +49,10 @@ def test_an_edited_file_reruns_its_stage_and_what_follows(finished, edited, file
     ("setting", "stages"),
     [
         ("statistics={correction: fdr_bh}", {"statistics", "provenance"} | AFTER_STATISTICS),
-        ("evaluation={max_new_tokens: 8}", {"evaluate_text"} | AFTER_TRAINING),
+        (
+            "evaluation={max_new_tokens: 8}",
+            {"evaluate_text", "evaluate_compressed"} | AFTER_TRAINING,
+        ),
         ("training={steps: 3500}", {"train_wire"} | AFTER_TRAINING),
         ("training={checkpoint_interval_seconds: 1}", set()),
         ("length={max_source_tokens: 500}", {"prepare"} | AFTER_PREPARE),

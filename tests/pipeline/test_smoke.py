@@ -183,9 +183,9 @@ def test_statistics_are_complete_and_written_twice(layout):
 
 def test_headline_and_provenance_are_written(layout):
     results = read(layout.headline)
-    # Beside text and closed book: two truncations and two compressors; latents in three forms and
-    # four controls; and the receiver that was added at one ratio.
-    texts, latents, adapted = len(RECEIVERS) * (2 + 4 * len(RATIOS)), 7 * len(RATIOS), 1
+    # Beside text and closed book: two truncations, chosen sentences and two compressors; latents in
+    # three forms and four controls; and the receiver that was added at one ratio.
+    texts, latents, adapted = len(RECEIVERS) * (2 + 5 * len(RATIOS)), 7 * len(RATIOS), 1
     assert len(results["headline"]) == texts + len(READERS) * latents + adapted
     assert results["verdicts"]
     provenance = read(layout.provenance)

@@ -19,8 +19,8 @@ from latentwire.data.pocket import full_length_passages
 from latentwire.data.pocket_source import read_pocket
 from latentwire.data.tables import Example, write_examples
 from latentwire.errors import UserError
+from latentwire.files import save_pretrained
 from latentwire.layout import Layout
-from latentwire.receivers.pretrain import save_receiver
 
 
 def passages(count, seed="llmlingua"):
@@ -36,7 +36,7 @@ def receiver():
 @pytest.fixture(scope="module")
 def model_folder(receiver, tmp_path_factory):
     folder = tmp_path_factory.mktemp("causal")
-    save_receiver(receiver.model, receiver.tokenizer, folder)
+    save_pretrained(folder, receiver.model, receiver.tokenizer)
     return folder
 
 
@@ -54,7 +54,7 @@ def classifier_folder(tmp_path_factory):
         initializer_range=1.0,
     )
     folder = tmp_path_factory.mktemp("classifier")
-    save_receiver(BertForTokenClassification(config), tokenizer, folder)
+    save_pretrained(folder, BertForTokenClassification(config), tokenizer)
     return folder
 
 

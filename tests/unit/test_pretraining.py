@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from latentwire.config import Experiment, Pretraining
 from latentwire.data.pocket import HELD_OUT_NAMES, NAMES, mixed_passages
+from latentwire.files import save_pretrained
 from latentwire.receivers.packing import packed_attention_mask, packed_positions
 from latentwire.receivers.pretrain import (
     RECIPES,
@@ -16,7 +17,6 @@ from latentwire.receivers.pretrain import (
     draw_passages,
     make_tokenizer,
     names_in_use,
-    save_receiver,
 )
 
 
@@ -35,7 +35,7 @@ def batch(task):
 def test_a_saved_tokenizer_splits_as_it_did_in_training(name, tmp_path):
     # transformers gives some families a splitting of their own, whatever the file says.
     tokenizer = make_tokenizer(RECIPES[name], Experiment(), seed=1)
-    save_receiver(RECIPES[name].build(tokenizer), tokenizer, tmp_path)
+    save_pretrained(tmp_path, RECIPES[name].build(tokenizer), tokenizer)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     texts = [passage.context for passage in itertools.islice(mixed_passages("saved"), 100)]
     assert loaded(texts)["input_ids"] == tokenizer(texts)["input_ids"]

@@ -11,10 +11,9 @@ from latentwire.configuration import validate
 from latentwire.data.pocket_source import read_pocket
 from latentwire.data.tables import write_examples
 from latentwire.errors import UserError
-from latentwire.files import write_json
+from latentwire.files import save_pretrained, write_json
 from latentwire.layout import Layout
 from latentwire.receivers.loading import load_receiver
-from latentwire.receivers.pretrain import save_receiver
 from latentwire.training.loop import Schedule, fit
 from latentwire.training.passages import _encoder_index, continuation, repetition
 from latentwire.training.state import StateDirectory
@@ -49,7 +48,7 @@ def make_task(tmp_path, readers=None, **encoder):
     layout = Layout("tiny", tmp_path)
     for receiver in experiment.receivers:
         made = make_receiver(receiver.name)
-        save_receiver(made.model, made.tokenizer, layout.receiver(receiver.name))
+        save_pretrained(layout.receiver(receiver.name), made.model, made.tokenizer)
         write_json(
             layout.receiver(receiver.name) / "receiver.json", {"model": ".", "revision": None}
         )
