@@ -363,12 +363,6 @@ class Training(Section):
         description="Share of all steps in which the ratio, after alignment, grows from 1 to the "
         "highest target, lower ones being kept once they are reached; 0 starts at the targets.",
     )
-    ratio_draw_power: float = Field(
-        0.0,
-        ge=0,
-        description="Each passage's target ratio is drawn in proportion to this power of it: 0 all "
-        "alike, 1 the higher, which are harder to write at, the more often.",
-    )
     softening: float = Field(
         0.0,
         ge=0,
@@ -615,8 +609,7 @@ class Experiment(Section):
             steps=2400,
             passages_per_step=9,
             alignment_steps=200,
-            ratio_growth=0.15,
-            ratio_draw_power=1.0,
+            ratio_growth=0.35,
             softening=0.5,
             kl_weight=0.0,
         ),

@@ -182,12 +182,6 @@ class WireTask:
         steps = self._settings.ratio_growth * self.num_steps
         return min(1.0, (step - self._settings.alignment_steps) / steps) if steps else 1.0
 
-    def draw_ratios(self, step: int, count: int) -> list[float]:
-        """The target ratios of a step's passages."""
-        targets = self._experiment.wire.target_ratios
-        weights = [target**self._settings.ratio_draw_power for target in targets]
-        return random.Random(f"{self._seed}/{step}").choices(targets, weights, k=count)
-
     def softness(self, step: int) -> float:
         """How soft receivers attend: 1 while the ratio grows, then falling to 0 at four fifths."""
         grown = self._settings.alignment_steps + self._settings.ratio_growth * self.num_steps
@@ -271,7 +265,8 @@ class WireTask:
         self, step: int, epoch: int, passages: Sequence[TokenisedPassage]
     ) -> dict[str, Tensor]:
         """Losses of a step's answers."""
-        ratios = self.draw_ratios(step, len(passages))
+        draw = random.Random(f"{self._seed}/{step}")
+        ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
         return self._reading(step, passages, ratios, question_key=f"{self._seed}/{epoch}")
 
     def _writing(self, step: int, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:

@@ -206,18 +206,6 @@ def test_ratio_grows_from_one_to_the_target(task):
     assert wire.latents(sources, [4.0] * 3, 0.6).mask.sum(1).tolist() == at_lowest
 
 
-@pytest.mark.parametrize(("power", "share"), [(0.0, 1 / 3), (1.0, 16 / 28)])
-def test_higher_ratios_are_drawn_the_more_often(task, power, share):
-    ratios = [4.0, 8.0, 16.0]
-    wire = task._experiment.wire.model_copy(update={"target_ratios": ratios})
-    task._experiment = task._experiment.model_copy(update={"wire": wire})
-    task._settings = task._settings.model_copy(update={"ratio_draw_power": power})
-    drawn = [ratio for step in range(500) for ratio in task.draw_ratios(step, 9)]
-    assert drawn.count(16.0) / len(drawn) == pytest.approx(share, abs=0.03)
-    assert set(drawn) == set(ratios)
-    assert task.draw_ratios(7, 9) == task.draw_ratios(7, 9)
-
-
 def test_softness_is_held_while_the_ratio_grows_and_then_falls_to_zero(task):
     task._settings = task._settings.model_copy(update={"alignment_steps": 10, "ratio_growth": 0.4})
     task.num_steps = 100
