@@ -606,7 +606,7 @@ class Experiment(Section):
     wire: Wire = Field(Wire(), description="The shared wire.")
     training: Training = Field(
         Training(
-            steps=2400,
+            steps=2000,
             passages_per_step=9,
             alignment_steps=200,
             ratio_growth=0.35,
