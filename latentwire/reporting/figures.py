@@ -311,7 +311,7 @@ def _shared_legend(figure: Figure) -> Figure:
     for axes in figure.axes:
         handles, names = axes.get_legend_handles_labels()
         entries |= dict(zip(names, handles, strict=True))
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=5)
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -346,5 +346,6 @@ def _total_seconds(scores: Sequence[Score]) -> list[Score]:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    # A legend may be wider than the panels.
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
     return buffer.getvalue()
