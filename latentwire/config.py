@@ -197,6 +197,7 @@ class Pooling(StrEnum):
     last = "last"
     attention = "attention"
     queries = "queries"
+    memory = "memory"
 
 
 class Encoder(Section):
@@ -224,7 +225,8 @@ class Encoder(Section):
     pooling: Pooling = Field(
         Pooling.mean,
         description="mean or last hidden state of each group of tokens; attention of the mean of "
-        "each group to all tokens; or queries, a fixed number of learned ones.",
+        "each group to all tokens; queries, a fixed number of learned tokens behind the source; or "
+        "memory, the first of such tokens, as many as the ratio asks for.",
     )
     pooling_layers: Positive = Field(
         2, description="Layers of such attention (pooling: attention); not used otherwise."
@@ -235,13 +237,25 @@ class Encoder(Section):
         "allows, instead of anywhere.",
     )
     num_latents: Positive | None = Field(
-        None, description="Length of the message with pooling: queries; not used otherwise."
+        None,
+        description="Learned tokens behind the source: the length of the message with pooling: "
+        "queries, the most that it can have with pooling: memory; not used otherwise.",
+    )
+    reads_source: bool = Field(
+        True,
+        description="Otherwise learned tokens never see a source: their message, always the same, "
+        "is a soft prompt.",
     )
 
     @model_validator(mode="after")
     def _latents(self) -> "Encoder":
-        if (self.pooling == Pooling.queries) != (self.num_latents is not None):
-            raise ValueError("num_latents belongs to pooling: queries, and must be set there only")
+        has_queries = self.pooling in (Pooling.queries, Pooling.memory)
+        if has_queries != (self.num_latents is not None):
+            raise ValueError(
+                "num_latents belongs to pooling: queries and memory, and must be set there only"
+            )
+        if not self.reads_source and not has_queries:
+            raise ValueError("reads_source: false needs pooling: queries or memory")
         if self.from_scratch and self.lora_rank is not None:
             raise ValueError("lora_rank updates weights that are trained; from_scratch has none")
         return self
@@ -429,11 +443,14 @@ class Method(StrEnum):
     latent_prompt = "latent_prompt"
     latent_adapted = "latent_adapted"
     latent_single = "latent_single"
+    soft_prompt = "soft_prompt"
+    gist = "gist"
     ablation = "ablation"
     control_shuffled = "control_shuffled"
     control_zero = "control_zero"
     control_mean = "control_mean"
     control_noise = "control_noise"
+    control_swap = "control_swap"
 
 
 TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head, Method.truncate_random)
@@ -466,6 +483,8 @@ VARIANT_METHODS = (
     Method.latent_prompt,
     Method.latent_adapted,
     Method.latent_single,
+    Method.soft_prompt,
+    Method.gist,
     Method.ablation,
 )
 """Methods that need a wire of their own."""
@@ -482,8 +501,9 @@ class Variant(Section):
 
     name: Name = Field(description="Names the wire's folder.")
     method: Method = Field(
-        description="The rows that it makes: latent_prompt, latent_adapted, latent_single, or "
-        "ablation, of which there may be many."
+        description="The rows that it makes: latent_prompt, latent_adapted, latent_single, "
+        "soft_prompt, gist, or ablation. There may be several of a method, for receivers of their "
+        "own."
     )
     seeds: list[int] | None = Field(
         None, min_length=1, description="Its training seeds; none takes the experiment's first."
@@ -537,7 +557,7 @@ class Evaluation(Section):
 
     @property
     def text_methods(self) -> list[Method]:
-        return [method for method in self.methods if method in TEXT_METHODS]
+        return [m for m in self.methods if m in (*TEXT_METHODS, Method.control_swap)]
 
     @property
     def compressor_methods(self) -> list[Method]:
@@ -674,6 +694,7 @@ class Experiment(Section):
             faults += [
                 f"variants: {variant.name}: {fault}" for fault in self._variant_faults(variant)
             ]
+        faults += self._method_faults()
         faults += self._baseline_faults()
         faults += self._family_faults()
         if faults:
@@ -722,23 +743,33 @@ class Experiment(Section):
 
     def _training_faults(self) -> list[str]:
         training = self.training
-        if self.wire.encoder.pooling == Pooling.queries:
-            return [
-                f"training.{key}: {value} needs latents that are pooled, but wire.encoder.pooling "
-                "is queries, whose number never changes; set it to 0"
-                for key, value in (
-                    ("alignment_steps", training.alignment_steps),
-                    ("ratio_growth", training.ratio_growth),
-                )
-                if value
-            ]
+        pooling = self.wire.encoder.pooling
+        faults = [
+            f"training.{key}: {value} needs latents {which}, but wire.encoder.pooling is "
+            f"{pooling}; set it to 0"
+            for key, value, which, without in (
+                (
+                    "alignment_steps",
+                    training.alignment_steps,
+                    "that stand for a token each",
+                    (Pooling.queries, Pooling.memory),
+                ),
+                (
+                    "ratio_growth",
+                    training.ratio_growth,
+                    "whose number changes",
+                    (Pooling.queries,),
+                ),
+            )
+            if value and pooling in without
+        ]
         before = training.alignment_steps + training.text_steps
         if training.steps is not None and before >= training.steps:
-            return [
+            faults.append(
                 f"training: {training.alignment_steps} alignment_steps and {training.text_steps} "
                 f"text_steps leave none of the {training.steps} steps for answers; give fewer"
-            ]
-        return []
+            )
+        return faults
 
     def _repetitions(self) -> list[str]:
         lists: dict[str, list[Any]] = {
@@ -753,6 +784,21 @@ class Experiment(Section):
             f"{key}: an entry occurs twice in {[str(value) for value in values]}"
             for key, values in lists.items()
             if len(set(values)) != len(values)
+        ]
+
+    def _method_faults(self) -> list[str]:
+        """Wires whose rows could not be told apart in tables."""
+        makers: dict[tuple[Method, str], list[str]] = {}
+        for variant in self.variants:
+            names = variant.wire.get("receivers") or self.wire.receivers
+            for name in names or [receiver.name for receiver in self.receivers]:
+                if variant.method != Method.ablation:
+                    makers.setdefault((variant.method, name), []).append(variant.name)
+        return [
+            f"variants: {' and '.join(wires)} are both {method} for {receiver!r}; give them "
+            "receivers of their own (wire.receivers), or drop one"
+            for (method, receiver), wires in makers.items()
+            if len(wires) > 1
         ]
 
     def _baseline_faults(self) -> list[str]:

@@ -31,8 +31,8 @@ class Answers:
     Attributes:
         seed: training seed of the wire; 0 for methods without one.
         example_ids, passages, tasks: `[examples]`.
-        columns: `[examples]` for each of SCORES, COUNTS and TIMES, and `ratio`, which is NaN where
-            nothing stands for the source.
+        columns: `[examples]` for each of SCORES, COUNTS and TIMES, `ratio`, which is NaN where
+            nothing stands for the source, and `swap_followed`, NaN where no answer was swapped.
     """
 
     method: Method
@@ -108,7 +108,7 @@ def _answers(
         passages=_strings(rows, "passage_id"),
         tasks=_strings(rows, "task"),
         columns={name: _numbers(rows, name, path) for name in (*SCORES, *COUNTS, *TIMES)}
-        | {"ratio": _float_column(rows, "ratio")},
+        | {name: _float_column(rows, name) for name in ("ratio", "swap_followed")},
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from latentwire.config import Experiment, Method
 from latentwire.files import whole_file
-from latentwire.layout import Layout
+from latentwire.layout import NO_WIRE, Layout
 from latentwire.statistics.bootstrap import Estimate, bootstrap_cis
 from latentwire.statistics.clusters import Floats
 from latentwire.statistics.inputs import TIMES, Answers, read_answers
@@ -86,10 +86,13 @@ def write_metrics(experiment: Experiment, layout: Layout) -> None:
 def _receiver_rows(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, object]]:
     tasks = answers[0].tasks
     text_f1 = next(own.columns["f1"] for own in answers if own.method == Method.text)
+    text_followed = _text_followed(answers)
     for task in dict.fromkeys((ALL_TASKS, *map(str, np.unique(tasks)))):
         members = np.ones(len(tasks), dtype=bool) if task == ALL_TASKS else tasks == task
         measured = [
-            (own, quantity) for own in answers for quantity in _quantities(own, text_f1, members)
+            (own, quantity)
+            for own in answers
+            for quantity in _quantities(own, text_f1, text_followed, members)
         ]
         estimates = bootstrap_cis(
             np.column_stack([quantity.numerator for _, quantity in measured]),
@@ -106,11 +109,32 @@ def _receiver_rows(experiment: Experiment, answers: list[Answers]) -> Iterator[d
             )
 
 
-def _quantities(answers: Answers, text_f1: Floats, members: np.ndarray) -> list[Quantity]:
+def _text_followed(answers: list[Answers]) -> Floats | None:
+    """Where the full text's answer followed a swapped one, 1 or 0; none if it was not asked."""
+    for own in answers:
+        if own.method == Method.control_swap and own.wire == NO_WIRE:
+            return np.nan_to_num(own.columns["swap_followed"])
+    return None
+
+
+def _quantities(
+    answers: Answers, text_f1: Floats, text_followed: Floats | None, members: np.ndarray
+) -> list[Quantity]:
     columns = {name: values[members] for name, values in answers.columns.items()}
     ones = np.ones(int(members.sum()))
     quantities = [Quantity(metric, columns[name], ones) for metric, name in MEANS.items()]
     quantities.append(Quantity("relative_f1", columns["f1"], text_f1[members]))
+    if answers.method == Method.control_swap and text_followed is not None:
+        followed = columns["swap_followed"]
+        # A message can be followed no further than the text; the text wherever an answer changed.
+        followable = (
+            (~np.isnan(followed)).astype(float)
+            if answers.wire == NO_WIRE
+            else text_followed[members]
+        )
+        quantities.append(
+            Quantity("swap_followed", np.nan_to_num(followed) * followable, followable)
+        )
     if (positions := _positions(answers)) is not None:
         quantities.append(Quantity("ratio", columns["source_tokens"], positions[members]))
     return quantities

@@ -219,9 +219,19 @@ def test_all_faults_are_reported_at_once():
         (
             {"wire": {"encoder": {"pooling": "queries", "num_latents": 3}}},
             [
-                "training.alignment_steps: 200 needs latents that are pooled",
+                "training.alignment_steps: 200 needs latents that stand for a token each",
                 "training.ratio_growth",
             ],
+        ),
+        ({"wire": {"encoder": {"reads_source": False}}}, ["reads_source: false needs pooling"]),
+        (
+            {
+                "variants": [
+                    {"name": name, "method": "latent_single", "wire": {"receivers": receivers}}
+                    for name, receivers in (("a", ["llama"]), ("b", ["llama", "qwen"]))
+                ]
+            },
+            ["variants: a and b are both latent_single for 'llama'; give them receivers of"],
         ),
         ({"prompt": {"template": "{question}"}}, ["prompt: template must hold {source}"]),
         ({"prompt": {"template": "{source}{question}{"}}, ["other braces in template"]),
