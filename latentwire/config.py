@@ -451,6 +451,8 @@ class Method(StrEnum):
     control_mean = "control_mean"
     control_noise = "control_noise"
     control_swap = "control_swap"
+    linear_probe = "linear_probe"
+    sender_label = "sender_label"
 
 
 TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head, Method.truncate_random)
@@ -488,6 +490,10 @@ VARIANT_METHODS = (
     Method.ablation,
 )
 """Methods that need a wire of their own."""
+
+
+PROBE_METHODS = (Method.linear_probe, Method.sender_label)
+"""Methods of the section probe, which classify instead of answering."""
 
 
 _MODEL_FORMS = (
@@ -540,11 +546,59 @@ class Baselines(Section):
     )
 
 
+class _ProbeSettings(Section):
+    layers: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Layers whose states are probed, 0 for embeddings; none takes at most five, "
+        "evenly spread.",
+    )
+    poolings: list[Literal["last", "mean"]] = Field(
+        ["last", "mean"],
+        min_length=1,
+        description="The state of the last token before the answer, or the mean over the source.",
+    )
+    components: Positive = Field(256, le=1024, description="Principal components that are kept.")
+    folds: int = Field(3, ge=2, description="Folds of the cross-validation.")
+    max_train_examples: Positive = Field(5000, description="Use at most so many, the first.")
+    seed: int = Field(1, description="Seed of folds and of shuffled labels.")
+
+
+class PocketProbe(_ProbeSettings):
+    """An attribute of a named person, as the pocket questions ask for it."""
+
+    source: Literal["pocket"] = Field("pocket", description="Questions of the pocket corpus.")
+    attribute: Literal["profession", "pet", "colour", "instrument"] = Field(
+        "pet", description="What is asked of the person."
+    )
+
+
+class HubProbe(_ProbeSettings):
+    """A classification dataset of the Hugging Face hub at a pinned revision."""
+
+    source: Literal["hub"] = Field("hub", description="Dataset from the hub or its local cache.")
+    dataset: Literal["sst2", "ag_news", "trec"] = Field("sst2", description="Which dataset.")
+    revision: Commit = Field(
+        description="Full commit hash of the dataset repository; of a repository with a loading "
+        "script, of its conversion to Parquet."
+    )
+    dev_share: float = Field(
+        0.1, gt=0, lt=1, description="Share of the training examples held out as dev."
+    )
+
+
+Probe = Annotated[PocketProbe | HubProbe, Field(discriminator="source")]
+
+
 class Evaluation(Section):
     """What is measured on the test split, which is read only here."""
 
     methods: list[Method] = Field(
-        [m for m in Method if m not in (*VARIANT_METHODS, *QUESTION_AWARE_METHODS)],
+        [
+            method
+            for method in Method
+            if method not in (*VARIANT_METHODS, *QUESTION_AWARE_METHODS, *PROBE_METHODS)
+        ],
         min_length=1,
         description="Methods to evaluate; those of variants come with them. extractive_question "
         "and llmlingua_question shorten the text for each question anew.",
@@ -574,6 +628,8 @@ class Evaluation(Section):
             raise ValueError("methods must hold 'text': relative_f1 is relative to it")
         if foreign := sorted(set(self.methods) & set(VARIANT_METHODS)):
             raise ValueError(f"methods: {foreign[0].value!r} comes with a variant; declare one")
+        if foreign := sorted(set(self.methods) & set(PROBE_METHODS)):
+            raise ValueError(f"methods: {foreign[0].value!r} comes with the section probe")
         return self
 
 
@@ -637,6 +693,9 @@ class Experiment(Section):
     )
     variants: list[Variant] = Field([], description="Further wires.")
     baselines: Baselines = Field(Baselines(), description="Baselines.")
+    probe: Probe | None = Field(
+        None, description="Linear probe of the receivers' own states; none leaves it out."
+    )
     evaluation: Evaluation = Field(Evaluation(), description="Evaluation.")
     statistics: Statistics = Field(Statistics(), description="Statistics.")
 
@@ -696,6 +755,7 @@ class Experiment(Section):
             ]
         faults += self._method_faults()
         faults += self._baseline_faults()
+        faults += self._probe_faults()
         faults += self._family_faults()
         if faults:
             raise ValueError("\n".join(faults))
@@ -785,6 +845,13 @@ class Experiment(Section):
             for key, values in lists.items()
             if len(set(values)) != len(values)
         ]
+
+    def _probe_faults(self) -> list[str]:
+        if isinstance(self.probe, PocketProbe) and not isinstance(self.data, PocketData):
+            return [
+                f"probe.source: pocket needs data.source: pocket, not {self.data.source}; use hub"
+            ]
+        return []
 
     def _method_faults(self) -> list[str]:
         """Wires whose rows could not be told apart in tables."""

@@ -42,14 +42,14 @@ def write_headline(experiment: Experiment, layout: Layout) -> None:
             "experiment": experiment.experiment,
             "seeds": experiment.seeds,
             "headline": rows,
-            "verdicts": list(verdicts(rows)),
+            "verdicts": [*verdicts(rows), *probe_verdicts(scores)],
         },
     )
 
 
 def headline_rows(scores: list[Score]) -> Iterator[dict[str, Any]]:
     """One row per method, receiver and target ratio, averaged over training seeds."""
-    for method in shown_methods(scores):
+    for method in shown_methods(select(scores, metric="f1")):
         for receiver in distinct(scores, "receiver"):
             own = select(scores, method=method, receiver=receiver)
             for ratio in distinct(own, "target_ratio"):
@@ -82,6 +82,26 @@ def verdicts(rows: Rows) -> Iterator[str]:
                 latents, own, SHORTENED_FOR_QUESTION, "text that was shortened for the question"
             )
             yield from _sizes(latents, own)
+
+
+def probe_verdicts(scores: list[Score]) -> Iterator[str]:
+    """Whether a sender's own states hold the answer."""
+    for sender in distinct(select(scores, method="linear_probe"), "receiver"):
+        own = select(scores, receiver=sender)
+        probe, majority, shuffled = (
+            _format(select(own, method="linear_probe", metric=metric)[0].value, "{:.0%}")
+            for metric in ("accuracy", "majority_accuracy", "shuffled_accuracy")
+        )
+        answered, size = (
+            select(own, method="sender_label", metric=metric)[0].value
+            for metric in ("accuracy", "payload_bytes")
+        )
+        yield (
+            f"In the states of {sender}, a linear probe finds the label in {probe} of the cases, "
+            f"the most frequent label would be right in {majority}, a probe of shuffled labels in "
+            f"{shuffled}. As a label of {size:.0f} byte(s), its own answer is right in "
+            f"{_format(answered, '{:.0%}')}."
+        )
 
 
 def print_headline(layout: Layout) -> None:

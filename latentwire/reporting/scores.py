@@ -31,6 +31,7 @@ METHODS = {
     "control_zero": ("zeros", "#999933"),
     "control_mean": ("mean latents", "#AA4499"),
     "control_noise": ("noise", "#44AA99"),
+    "sender_label": ("the sender's own label", "#CC6677"),
     "control_swap": ("swapped answers", "#DD7788"),
     "latent_prompt": ("latents that hold the question", "#88CCEE"),
     "extractive_question": ("sentences for the question", "#6699CC"),

@@ -27,7 +27,8 @@ PREDICTION_COLUMNS = (
 )
 METRICS = (
     "em f1 relative_f1 nll first_token_accuracy ratio source_tokens prompt_tokens payload_bytes "
-    "source_gzip_bytes encode_seconds answer_seconds swap_followed"
+    "source_gzip_bytes encode_seconds answer_seconds swap_followed "
+    "accuracy majority_accuracy shuffled_accuracy"
 )
 
 
@@ -200,7 +201,7 @@ def test_every_stage_leaves_a_log_and_a_benchmark(layout):
     benchmarks = {path.stem for path in (layout.root / "benchmarks").iterdir()}
     assert logs == benchmarks
     assert {"prepare", "train_wire-shared-seed1", "evaluate_text-llama", "report"} <= logs
-    assert {"train_compressor", "evaluate_compressed-qwen"} <= logs
+    assert {"train_compressor", "evaluate_compressed-qwen", "probe-gemma"} <= logs
     assert {"adapt-adapted-seed1", "evaluate_variant-latent_adapted-gemma-adapted-seed1"} <= logs
     assert [stage for stage in logs if not layout.log(stage).stat().st_size] == []
 
