@@ -333,6 +333,12 @@ def _evaluate_compressed(
     evaluate_compressed(experiment, layout, options.receiver)
 
 
+def _probe(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.baselines.probe import probe
+
+    probe(experiment, layout, options.receiver)
+
+
 def _evaluate_wire(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.evaluation.evaluate import evaluate_wire
 
@@ -465,6 +471,13 @@ VERBS: dict[str, Verb] = {
             _WIRE,
             _SEED,
         ),
+        uses_torch=True,
+        uses_device=True,
+    ),
+    "probe": Verb(
+        _probe,
+        "probe the hidden states of one receiver for the answer",
+        (("--receiver", "name of the receiver"),),
         uses_torch=True,
         uses_device=True,
     ),

@@ -197,6 +197,7 @@ class Pooling(StrEnum):
     last = "last"
     attention = "attention"
     queries = "queries"
+    memory = "memory"
 
 
 class Encoder(Section):
@@ -224,7 +225,8 @@ class Encoder(Section):
     pooling: Pooling = Field(
         Pooling.mean,
         description="mean or last hidden state of each group of tokens; attention of the mean of "
-        "each group to all tokens; or queries, a fixed number of learned ones.",
+        "each group to all tokens; queries, a fixed number of learned tokens behind the source; or "
+        "memory, the first of such tokens, as many as the ratio asks for.",
     )
     pooling_layers: Positive = Field(
         2, description="Layers of such attention (pooling: attention); not used otherwise."
@@ -235,13 +237,25 @@ class Encoder(Section):
         "allows, instead of anywhere.",
     )
     num_latents: Positive | None = Field(
-        None, description="Length of the message with pooling: queries; not used otherwise."
+        None,
+        description="Learned tokens behind the source: the length of the message with pooling: "
+        "queries, the most that it can have with pooling: memory; not used otherwise.",
+    )
+    reads_source: bool = Field(
+        True,
+        description="Otherwise learned tokens never see a source: their message, always the same, "
+        "is a soft prompt.",
     )
 
     @model_validator(mode="after")
     def _latents(self) -> "Encoder":
-        if (self.pooling == Pooling.queries) != (self.num_latents is not None):
-            raise ValueError("num_latents belongs to pooling: queries, and must be set there only")
+        has_queries = self.pooling in (Pooling.queries, Pooling.memory)
+        if has_queries != (self.num_latents is not None):
+            raise ValueError(
+                "num_latents belongs to pooling: queries and memory, and must be set there only"
+            )
+        if not self.reads_source and not has_queries:
+            raise ValueError("reads_source: false needs pooling: queries or memory")
         if self.from_scratch and self.lora_rank is not None:
             raise ValueError("lora_rank updates weights that are trained; from_scratch has none")
         return self
@@ -429,11 +443,16 @@ class Method(StrEnum):
     latent_prompt = "latent_prompt"
     latent_adapted = "latent_adapted"
     latent_single = "latent_single"
+    soft_prompt = "soft_prompt"
+    gist = "gist"
     ablation = "ablation"
     control_shuffled = "control_shuffled"
     control_zero = "control_zero"
     control_mean = "control_mean"
     control_noise = "control_noise"
+    control_swap = "control_swap"
+    linear_probe = "linear_probe"
+    sender_label = "sender_label"
 
 
 TEXT_METHODS = (Method.text, Method.closed_book, Method.truncate_head, Method.truncate_random)
@@ -466,9 +485,15 @@ VARIANT_METHODS = (
     Method.latent_prompt,
     Method.latent_adapted,
     Method.latent_single,
+    Method.soft_prompt,
+    Method.gist,
     Method.ablation,
 )
 """Methods that need a wire of their own."""
+
+
+PROBE_METHODS = (Method.linear_probe, Method.sender_label)
+"""Methods of the section probe, which classify instead of answering."""
 
 
 _MODEL_FORMS = (
@@ -482,8 +507,9 @@ class Variant(Section):
 
     name: Name = Field(description="Names the wire's folder.")
     method: Method = Field(
-        description="The rows that it makes: latent_prompt, latent_adapted, latent_single, or "
-        "ablation, of which there may be many."
+        description="The rows that it makes: latent_prompt, latent_adapted, latent_single, "
+        "soft_prompt, gist, or ablation. There may be several of a method, for receivers of their "
+        "own."
     )
     seeds: list[int] | None = Field(
         None, min_length=1, description="Its training seeds; none takes the experiment's first."
@@ -520,11 +546,59 @@ class Baselines(Section):
     )
 
 
+class _ProbeSettings(Section):
+    layers: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Layers whose states are probed, 0 for embeddings; none takes at most five, "
+        "evenly spread.",
+    )
+    poolings: list[Literal["last", "mean"]] = Field(
+        ["last", "mean"],
+        min_length=1,
+        description="The state of the last token before the answer, or the mean over the source.",
+    )
+    components: Positive = Field(256, le=1024, description="Principal components that are kept.")
+    folds: int = Field(3, ge=2, description="Folds of the cross-validation.")
+    max_train_examples: Positive = Field(5000, description="Use at most so many, the first.")
+    seed: int = Field(1, description="Seed of folds and of shuffled labels.")
+
+
+class PocketProbe(_ProbeSettings):
+    """An attribute of a named person, as the pocket questions ask for it."""
+
+    source: Literal["pocket"] = Field("pocket", description="Questions of the pocket corpus.")
+    attribute: Literal["profession", "pet", "colour", "instrument"] = Field(
+        "pet", description="What is asked of the person."
+    )
+
+
+class HubProbe(_ProbeSettings):
+    """A classification dataset of the Hugging Face hub at a pinned revision."""
+
+    source: Literal["hub"] = Field("hub", description="Dataset from the hub or its local cache.")
+    dataset: Literal["sst2", "ag_news", "trec"] = Field("sst2", description="Which dataset.")
+    revision: Commit = Field(
+        description="Full commit hash of the dataset repository; of a repository with a loading "
+        "script, of its conversion to Parquet."
+    )
+    dev_share: float = Field(
+        0.1, gt=0, lt=1, description="Share of the training examples held out as dev."
+    )
+
+
+Probe = Annotated[PocketProbe | HubProbe, Field(discriminator="source")]
+
+
 class Evaluation(Section):
     """What is measured on the test split, which is read only here."""
 
     methods: list[Method] = Field(
-        [m for m in Method if m not in (*VARIANT_METHODS, *QUESTION_AWARE_METHODS)],
+        [
+            method
+            for method in Method
+            if method not in (*VARIANT_METHODS, *QUESTION_AWARE_METHODS, *PROBE_METHODS)
+        ],
         min_length=1,
         description="Methods to evaluate; those of variants come with them. extractive_question "
         "and llmlingua_question shorten the text for each question anew.",
@@ -537,7 +611,7 @@ class Evaluation(Section):
 
     @property
     def text_methods(self) -> list[Method]:
-        return [method for method in self.methods if method in TEXT_METHODS]
+        return [m for m in self.methods if m in (*TEXT_METHODS, Method.control_swap)]
 
     @property
     def compressor_methods(self) -> list[Method]:
@@ -554,6 +628,8 @@ class Evaluation(Section):
             raise ValueError("methods must hold 'text': relative_f1 is relative to it")
         if foreign := sorted(set(self.methods) & set(VARIANT_METHODS)):
             raise ValueError(f"methods: {foreign[0].value!r} comes with a variant; declare one")
+        if foreign := sorted(set(self.methods) & set(PROBE_METHODS)):
+            raise ValueError(f"methods: {foreign[0].value!r} comes with the section probe")
         return self
 
 
@@ -617,6 +693,9 @@ class Experiment(Section):
     )
     variants: list[Variant] = Field([], description="Further wires.")
     baselines: Baselines = Field(Baselines(), description="Baselines.")
+    probe: Probe | None = Field(
+        None, description="Linear probe of the receivers' own states; none leaves it out."
+    )
     evaluation: Evaluation = Field(Evaluation(), description="Evaluation.")
     statistics: Statistics = Field(Statistics(), description="Statistics.")
 
@@ -674,7 +753,9 @@ class Experiment(Section):
             faults += [
                 f"variants: {variant.name}: {fault}" for fault in self._variant_faults(variant)
             ]
+        faults += self._method_faults()
         faults += self._baseline_faults()
+        faults += self._probe_faults()
         faults += self._family_faults()
         if faults:
             raise ValueError("\n".join(faults))
@@ -722,23 +803,33 @@ class Experiment(Section):
 
     def _training_faults(self) -> list[str]:
         training = self.training
-        if self.wire.encoder.pooling == Pooling.queries:
-            return [
-                f"training.{key}: {value} needs latents that are pooled, but wire.encoder.pooling "
-                "is queries, whose number never changes; set it to 0"
-                for key, value in (
-                    ("alignment_steps", training.alignment_steps),
-                    ("ratio_growth", training.ratio_growth),
-                )
-                if value
-            ]
+        pooling = self.wire.encoder.pooling
+        faults = [
+            f"training.{key}: {value} needs latents {which}, but wire.encoder.pooling is "
+            f"{pooling}; set it to 0"
+            for key, value, which, without in (
+                (
+                    "alignment_steps",
+                    training.alignment_steps,
+                    "that stand for a token each",
+                    (Pooling.queries, Pooling.memory),
+                ),
+                (
+                    "ratio_growth",
+                    training.ratio_growth,
+                    "whose number changes",
+                    (Pooling.queries,),
+                ),
+            )
+            if value and pooling in without
+        ]
         before = training.alignment_steps + training.text_steps
         if training.steps is not None and before >= training.steps:
-            return [
+            faults.append(
                 f"training: {training.alignment_steps} alignment_steps and {training.text_steps} "
                 f"text_steps leave none of the {training.steps} steps for answers; give fewer"
-            ]
-        return []
+            )
+        return faults
 
     def _repetitions(self) -> list[str]:
         lists: dict[str, list[Any]] = {
@@ -753,6 +844,28 @@ class Experiment(Section):
             f"{key}: an entry occurs twice in {[str(value) for value in values]}"
             for key, values in lists.items()
             if len(set(values)) != len(values)
+        ]
+
+    def _probe_faults(self) -> list[str]:
+        if isinstance(self.probe, PocketProbe) and not isinstance(self.data, PocketData):
+            return [
+                f"probe.source: pocket needs data.source: pocket, not {self.data.source}; use hub"
+            ]
+        return []
+
+    def _method_faults(self) -> list[str]:
+        """Wires whose rows could not be told apart in tables."""
+        makers: dict[tuple[Method, str], list[str]] = {}
+        for variant in self.variants:
+            names = variant.wire.get("receivers") or self.wire.receivers
+            for name in names or [receiver.name for receiver in self.receivers]:
+                if variant.method != Method.ablation:
+                    makers.setdefault((variant.method, name), []).append(variant.name)
+        return [
+            f"variants: {' and '.join(wires)} are both {method} for {receiver!r}; give them "
+            "receivers of their own (wire.receivers), or drop one"
+            for (method, receiver), wires in makers.items()
+            if len(wires) > 1
         ]
 
     def _baseline_faults(self) -> list[str]:

@@ -46,6 +46,9 @@ class Layout:
     def predictions(self, method: str, receiver: str, wire: str = NO_WIRE, seed: int = 0) -> Path:
         return self.root / "predictions" / method / receiver / wire / f"seed{seed}.parquet"
 
+    def probe(self, sender: str) -> Path:
+        return self.root / "probe" / f"{sender}.parquet"
+
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.csv"

@@ -149,6 +149,7 @@ class LLMLingua2:
         compressor.model_name = _WORD_PIECE if family == "bert" else _SENTENCE_PIECE
         positions = compressor.model.config.max_position_embeddings
         compressor.max_seq_len = min(_LONGEST_CHUNK, positions)
+        compressor.model = _RememberingClassifier(compressor.model)
         self._compressor = compressor
 
     def compress(self, text: str, rate: float) -> str:
@@ -200,6 +201,19 @@ class _LegacyCacheModel:
         )
         pairs = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
         return SimpleNamespace(logits=output.logits, past_key_values=pairs)
+
+
+class _RememberingClassifier:
+    """Remembers its last outcome: a bisection asks for the same text at every rate."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._last: tuple[Tensor, Any] | None = None
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        if self._last is None or not torch.equal(self._last[0], input_ids):
+            self._last = input_ids, self._model(input_ids=input_ids, attention_mask=attention_mask)
+        return self._last[1]
 
 
 def _open(

@@ -60,7 +60,7 @@ def read_hub(settings: HubData) -> Corpus:
         UserError: if it is neither in the local cache nor reachable.
     """
     repository = _REPOSITORIES[settings.dataset]
-    splits = _load(repository, settings.revision)
+    splits = load_at_revision(repository.repo_id, repository.subset, settings.revision, "data")
     train, dev = hold_out(
         _articles(splits["train"], repository, settings.dataset), settings.dev_share, settings.seed
     )
@@ -78,20 +78,28 @@ def read_hub(settings: HubData) -> Corpus:
     )
 
 
-def _load(repository: _Repository, revision: str) -> datasets.DatasetDict:
+def load_at_revision(
+    repo_id: str, subset: str | None, revision: str, section: str
+) -> datasets.DatasetDict:
+    """Loads all splits of a dataset.
+
+    Args:
+        section: the section of the configuration that asks for it.
+
+    Raises:
+        UserError: if it is neither in the local cache nor reachable.
+    """
     try:
-        return datasets.load_dataset(repository.repo_id, repository.subset, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        arguments = ", ".join(
-            repr(argument) for argument in (repository.repo_id, repository.subset) if argument
-        )
+        return datasets.load_dataset(repo_id, subset, revision=revision)
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        arguments = ", ".join(repr(argument) for argument in (repo_id, subset) if argument)
         raise UserError(
-            f"data: cannot load {repository.repo_id} at revision {revision}: {error}\n"
-            "Online, check data.revision. Without a network, load it once on a machine that has "
-            "one and shares the cache (HF_HOME):\n"
+            f"{section}: cannot load {repo_id} at revision {revision}: {error}\n"
+            f"Online, check {section}.revision. Without a network, load it once on a machine that "
+            "has one and shares the cache (HF_HOME):\n"
             f'  python -c "import datasets; datasets.load_dataset({arguments}, '
             f"revision='{revision}')\"\n"
-            "or use files: data.source: json with data.train and data.test"
+            f"or set {section}.source to one that needs no hub"
         ) from error
 
 

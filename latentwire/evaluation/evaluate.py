@@ -3,11 +3,12 @@
 Beside `latentwire/baselines` this is the only place that reads the test split.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from latentwire.config import PAYLOAD_DTYPES, Experiment, Method
-from latentwire.data.tables import group_by_passage, read_examples, source_text
+from latentwire.data.tables import Example, group_by_passage, read_examples, source_text
 from latentwire.errors import UserError
 from latentwire.evaluation.methods import (
     control_payloads,
@@ -20,6 +21,7 @@ from latentwire.evaluation.methods import (
 )
 from latentwire.evaluation.predict import predict, report
 from latentwire.evaluation.predictions import Prediction, write_predictions
+from latentwire.evaluation.swaps import swap_answers
 from latentwire.layout import Layout
 from latentwire.receivers.loading import latent_reader, load_receiver
 from latentwire.receivers.receiver import Receiver
@@ -34,14 +36,25 @@ def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) ->
         UserError: if data or receiver are missing.
     """
     receiver = load_receiver(experiment, layout, receiver_name)
-    groups = group_by_passage(read_examples(layout.split("test")))
-    contexts = [group[0].context for group in groups]
-    ids = receiver.prompt.source_ids(contexts)
+    examples = read_examples(layout.split("test"))
+    swaps = swap_answers(examples, experiment.evaluation.seed)
     for method in experiment.evaluation.text_methods:
+        is_swap = method == Method.control_swap
+        groups = group_by_passage(swaps.examples if is_swap else examples)
+        contexts = [group[0].context for group in groups]
+        ids = receiver.prompt.source_ids(contexts)
         rows: list[Prediction] = []
         for ratio, kept, texts in _texts(method, receiver, ids, contexts, experiment):
-            send = partial(send_text, receiver, kept, texts)
-            rows += predict(experiment, receiver, groups, contexts, ids, send, ratio=ratio)
+            rows += predict(
+                experiment,
+                receiver,
+                groups,
+                contexts,
+                ids,
+                partial(send_text, receiver, kept, texts),
+                ratio=ratio,
+                swapped=swaps.answers if is_swap else None,
+            )
         write_predictions(layout.predictions(method, receiver_name), rows)
         report(method, receiver_name, rows)
 
@@ -54,7 +67,7 @@ def _texts(
     experiment: Experiment,
 ) -> Iterator[tuple[float | None, list[list[int]], list[str]]]:
     """What a method leaves of each source: target ratio, token ids and text."""
-    if method == Method.text:
+    if method in (Method.text, Method.control_swap):
         yield None, ids, contexts
     elif method == Method.closed_book:
         yield None, [[] for _ in ids], [""] * len(ids)
@@ -66,6 +79,36 @@ def _texts(
                 else random_span_ids(ids, ratio, experiment.evaluation.seed)
             )
             yield ratio, kept, receiver.tokenizer.batch_decode(kept)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Sources and their messages.
+
+    Attributes:
+        groups: the questions of each source.
+        sources: the texts.
+        payloads: by target ratio and dtype the byte form of each message.
+        seconds: by target ratio and dtype the time that a message takes.
+    """
+
+    groups: list[list[Example]]
+    sources: list[str]
+    payloads: dict[tuple[float, str], list[bytes]]
+    seconds: dict[tuple[float, str], float]
+
+
+def _encoded(
+    experiment: Experiment, wire: Wire, examples: Sequence[Example], dtypes: Iterable[str]
+) -> _Encoded:
+    groups = group_sources(examples, wire.config.source_mode)
+    sources = [source_text(group[0], wire.config.source_mode) for group in groups]
+    forms = [(ratio, dtype) for ratio in experiment.wire.target_ratios for dtype in dtypes]
+    return _Encoded(
+        groups,
+        sources,
+        *encode_payloads(wire, sources, forms, experiment.evaluation.batch_passages),
+    )
 
 
 def evaluate_wire(
@@ -82,38 +125,43 @@ def evaluate_wire(
     """
     wire_name = experiment.wire.name
     wire = Wire.from_pretrained(layout.wire(wire_name, seed), experiment.device)
-    mode, ratios = wire.config.source_mode, experiment.wire.target_ratios
-    groups = group_sources(read_examples(layout.split("test")), mode)
-    sources = [source_text(group[0], mode) for group in groups]
-    dtypes = {
-        method: PAYLOAD_DTYPES.get(method, "fp16") for method in experiment.evaluation.wire_methods
-    }
-    forms = [(ratio, dtype) for ratio in ratios for dtype in dict.fromkeys(dtypes.values())]
-    payloads, seconds = encode_payloads(wire, sources, forms, experiment.evaluation.batch_passages)
-    strangers = derangement([group[0].passage_id for group in groups], experiment.evaluation.seed)
+    evaluation = experiment.evaluation
+    examples = read_examples(layout.split("test"))
+    dtypes = {method: PAYLOAD_DTYPES.get(method, "fp16") for method in evaluation.wire_methods}
+    real = _encoded(experiment, wire, examples, dict.fromkeys(dtypes.values()))
+    swaps = swap_answers(examples, evaluation.seed)
+    changed = (
+        _encoded(experiment, wire, swaps.examples, ["fp16"])
+        if Method.control_swap in dtypes
+        else real
+    )
+    strangers = derangement([group[0].passage_id for group in real.groups], evaluation.seed)
     for settings in experiment.readers:
         if only not in (None, settings.name):
             continue
         receiver = latent_reader(experiment, load_receiver(experiment, layout, settings.name))
         _check_anchor(wire, receiver)
-        ids = receiver.prompt.source_ids(sources)
         for method, dtype in dtypes.items():
+            is_swap = method == Method.control_swap
+            asked = changed if is_swap else real
+            ids = receiver.prompt.source_ids(asked.sources)
             rows: list[Prediction] = []
-            for ratio in ratios:
+            for ratio in experiment.wire.target_ratios:
                 sent = control_payloads(
-                    method, payloads[ratio, dtype], strangers, experiment.evaluation.seed
+                    method, asked.payloads[ratio, dtype], strangers, evaluation.seed
                 )
                 rows += predict(
                     experiment,
                     receiver,
-                    groups,
-                    sources,
+                    asked.groups,
+                    asked.sources,
                     ids,
                     partial(send_latents, wire, receiver.name, sent),
                     ratio=ratio,
                     wire=wire_name,
-                    encode_seconds=seconds[ratio, dtype],
-                    question_aware=mode == "prompt",
+                    encode_seconds=asked.seconds[ratio, dtype],
+                    question_aware=wire.config.source_mode == "prompt",
+                    swapped=swaps.answers if is_swap else None,
                 )
             write_predictions(layout.predictions(method, receiver.name, wire_name, seed), rows)
             report(method, receiver.name, rows)

@@ -2,7 +2,8 @@
 
 import gzip
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -32,6 +33,7 @@ def predict(
     wire: str = NO_WIRE,
     encode_seconds: float = 0.0,
     question_aware: bool = False,
+    swapped: Mapping[str, str] | None = None,
 ) -> list[Prediction]:
     """Answers the questions of all sources with one method, batched by length.
 
@@ -44,6 +46,7 @@ def predict(
         wire: the wire that writes the messages, if there is one.
         encode_seconds: time that a source takes before it is sent.
         question_aware: whether what is sent was made in knowledge of the question.
+        swapped: by example id what stands in a changed passage where the answer stood.
     """
     source_tokens = [len(ids) for ids in source_ids]
     order = sorted(range(len(groups)), key=lambda index: source_tokens[index])
@@ -66,7 +69,7 @@ def predict(
             positions = sent.positions[place]
             rows[index] = [
                 Prediction(
-                    **_scores(example, next(answers), positions, experiment),
+                    **_scores(example, next(answers), positions, experiment, swapped or {}),
                     source_tokens=source_tokens[index],
                     soft_tokens=positions if sent.is_latent else 0,
                     source_bytes=len(sources[index].encode()),
@@ -85,8 +88,15 @@ def predict(
     return [row for group_rows in rows for row in group_rows]
 
 
-def _scores(example: Example, given: Answer, positions: int, experiment: Experiment) -> dict:
+def _scores(
+    example: Example,
+    given: Answer,
+    positions: int,
+    experiment: Experiment,
+    swapped: Mapping[str, str],
+) -> dict[str, Any]:
     no_answer_text = experiment.prompt.no_answer_text
+    new_answer = swapped.get(example.example_id)
     return {
         "example_id": example.example_id,
         "passage_id": example.passage_id,
@@ -98,6 +108,9 @@ def _scores(example: Example, given: Answer, positions: int, experiment: Experim
         "first_token_correct": float(given.first_token_correct),
         "prompt_tokens": given.num_question_tokens + positions,
         "answer_seconds": given.seconds,
+        "swap_followed": None
+        if new_answer is None
+        else exact_match(given.text, [new_answer], no_answer_text),
     }
 
 

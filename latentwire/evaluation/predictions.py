@@ -36,12 +36,13 @@ SCHEMA = pa.schema(
         ("ratio", pa.float64()),
         ("source_mode", pa.string()),
         ("question_aware", pa.bool_()),
+        ("swap_followed", pa.float64()),
     ]
 )
 
 
-WITHOUT_RATIO = (Method.text, Method.closed_book)
-"""Methods that have no target ratio."""
+WITHOUT_RATIO = (Method.text, Method.closed_book, Method.control_swap)
+"""Methods that have no target ratio where there is no wire."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Prediction:
         target_ratio: the ratio asked for; none where the method has none.
         ratio: this row's source_tokens over the positions that stand for the source; none where
             nothing stands for it.
+        swap_followed: 1 if the answer is what was put in the place of the original one; none where
+            nothing was.
     """
 
     example_id: str
@@ -115,6 +118,7 @@ class Prediction:
     ratio: float | None
     source_mode: str
     question_aware: bool
+    swap_followed: float | None
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:

@@ -67,6 +67,14 @@ def write_figures(experiment: Experiment, layout: Layout) -> None:
             "training": draw_training(training),
             "cost": draw_cost(scores),
         }
+        if experiment.probe is not None:
+            figures["probe"] = draw_probe(
+                [
+                    read_json(layout.probe(own.name).with_suffix(".json"))
+                    for own in experiment.receivers
+                ],
+                scores,
+            )
         for name, figure in figures.items():
             write_text(layout.figure(name), _svg(figure))
     results, statistics = read_json(layout.headline), read_json(layout.statistics)
@@ -142,6 +150,25 @@ def draw_controls(scores: Sequence[Score]) -> Figure:
         own = select(scores, receiver=receiver)
         _draw_bars(axes, own, "target_ratio", target_ratios(own))
         axes.set(xlabel="target ratio", ylabel="F1", ylim=(0, 1.02), title=receiver)
+    return _shared_legend(figure)
+
+
+def draw_probe(probes: Sequence[dict[str, Any]], scores: Sequence[Score]) -> Figure:
+    """Accuracy of a linear probe by layer, a panel per sender; a line for each pooling."""
+    majority = select(scores, task=ALL_TASKS, metric="majority_accuracy")
+    figure, panels = _panels(len(probes))
+    for axes, own in zip(panels, probes, strict=True):
+        for pooling in dict.fromkeys(entry["pooling"] for entry in own["tried"]):
+            tried = [entry for entry in own["tried"] if entry["pooling"] == pooling]
+            layers, accuracies = zip(
+                *((entry["layer"], entry["dev_accuracy"]) for entry in tried), strict=True
+            )
+            axes.plot(layers, accuracies, marker="o", label=pooling)
+        for score in select(majority, receiver=own["sender"]):
+            axes.axhline(
+                score.value or 0, color="#999999", linestyle=":", label="most frequent label"
+            )
+        axes.set(xlabel="layer", ylabel="accuracy", ylim=(0, 1.02), title=own["sender"])
     return _shared_legend(figure)
 
 

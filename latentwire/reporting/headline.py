@@ -20,6 +20,7 @@ from latentwire.reporting.scores import (
 )
 
 METRICS = ("em", "f1", "relative_f1", "ratio", "payload_bytes")
+NOT_SHOWN = ("source_gzip_bytes", "swap_followed")
 SHORTENED = ("truncate_head", "truncate_random", "extractive", "llmlingua", "llmlingua2")
 SHORTENED_FOR_QUESTION = ("extractive_question", "llmlingua_question")
 Rows = list[dict[str, Any]]
@@ -41,14 +42,14 @@ def write_headline(experiment: Experiment, layout: Layout) -> None:
             "experiment": experiment.experiment,
             "seeds": experiment.seeds,
             "headline": rows,
-            "verdicts": list(verdicts(rows)),
+            "verdicts": [*verdicts(rows), *probe_verdicts(scores)],
         },
     )
 
 
 def headline_rows(scores: list[Score]) -> Iterator[dict[str, Any]]:
     """One row per method, receiver and target ratio, averaged over training seeds."""
-    for method in shown_methods(scores):
+    for method in shown_methods(select(scores, metric="f1")):
         for receiver in distinct(scores, "receiver"):
             own = select(scores, method=method, receiver=receiver)
             for ratio in distinct(own, "target_ratio"):
@@ -62,7 +63,7 @@ def headline_rows(scores: list[Score]) -> Iterator[dict[str, Any]]:
                     "n_clusters": group[0].n_clusters,
                     **{
                         metric: asdict(mean_over_seeds(select(group, metric=metric)))
-                        for metric in (*METRICS, "source_gzip_bytes")
+                        for metric in (*METRICS, *NOT_SHOWN)
                     },
                 }
 
@@ -75,11 +76,32 @@ def verdicts(rows: Rows) -> Iterator[str]:
         if latents:
             yield _keep(latents, _one(own, "text"))
             yield from _are_read(latents, own)
+            yield from _follow(own)
             yield from _compare_with_text(latents, own, SHORTENED, "text of the same length")
             yield from _compare_with_text(
                 latents, own, SHORTENED_FOR_QUESTION, "text that was shortened for the question"
             )
             yield from _sizes(latents, own)
+
+
+def probe_verdicts(scores: list[Score]) -> Iterator[str]:
+    """Whether a sender's own states hold the answer."""
+    for sender in distinct(select(scores, method="linear_probe"), "receiver"):
+        own = select(scores, receiver=sender)
+        probe, majority, shuffled = (
+            _format(select(own, method="linear_probe", metric=metric)[0].value, "{:.0%}")
+            for metric in ("accuracy", "majority_accuracy", "shuffled_accuracy")
+        )
+        answered, size = (
+            select(own, method="sender_label", metric=metric)[0].value
+            for metric in ("accuracy", "payload_bytes")
+        )
+        yield (
+            f"In the states of {sender}, a linear probe finds the label in {probe} of the cases, "
+            f"the most frequent label would be right in {majority}, a probe of shuffled labels in "
+            f"{shuffled}. As a label of {size:.0f} byte(s), its own answer is right in "
+            f"{_format(answered, '{:.0%}')}."
+        )
 
 
 def print_headline(layout: Layout) -> None:
@@ -142,6 +164,25 @@ def _are_read(latents: Rows, rows: Rows) -> Iterator[str]:
         yield (
             f"On {group[0]['receiver']}, {outcome} at {_ratios(group)}: shuffled messages score "
             f"{_listed(controls)}, no message {floor:.3f}."
+        )
+
+
+def _follow(rows: Rows) -> Iterator[str]:
+    """How often an answer that was swapped in the passage is given."""
+    followed = {
+        ratio: row["swap_followed"]["value"]
+        for ratio, row in _by_ratio(rows, "control_swap").items()
+    }
+    text = followed.pop(None, None)
+    if text is not None and followed:
+        shares = [
+            f"{_format(share, '{:.0%}', 'no measurable share')} at {ratio:g}x"
+            for ratio, share in followed.items()
+        ]
+        yield (
+            f"On {rows[0]['receiver']}, where an answer is swapped in the passage, the text's "
+            f"answer follows in {text:.0%} of the cases, and of these the latents' in "
+            f"{_listed(shares)}."
         )
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from latentwire.config import Experiment, Method
 from latentwire.errors import UserError
 from latentwire.evaluation.predictions import PredictionRun, prediction_runs, read_predictions
+from latentwire.files import read_json
 from latentwire.layout import NO_WIRE, Layout
 from latentwire.statistics.clusters import Floats
 
@@ -21,6 +23,7 @@ COUNTS = (
     "payload_bytes",
     "source_gzip_bytes",
 )
+PREDICTORS = ("linear_probe", "shuffled_labels", "majority", "sender_label")
 TIMES = ("encode_seconds", "answer_seconds")
 
 
@@ -31,8 +34,8 @@ class Answers:
     Attributes:
         seed: training seed of the wire; 0 for methods without one.
         example_ids, passages, tasks: `[examples]`.
-        columns: `[examples]` for each of SCORES, COUNTS and TIMES, and `ratio`, which is NaN where
-            nothing stands for the source.
+        columns: `[examples]` for each of SCORES, COUNTS and TIMES, `ratio`, which is NaN where
+            nothing stands for the source, and `swap_followed`, NaN where no answer was swapped.
     """
 
     method: Method
@@ -47,6 +50,47 @@ class Answers:
     passages: NDArray[np.str_]
     tasks: NDArray[np.str_]
     columns: dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """The labels that a sender's probe, and what it is compared with, give to test examples.
+
+    Attributes:
+        passages, tasks: `[examples]`.
+        correct: by predictor `[examples]`, 1 where its label is right.
+        label_bytes: size of a label as a message.
+    """
+
+    sender: str
+    passages: NDArray[np.str_]
+    tasks: NDArray[np.str_]
+    correct: dict[str, Floats]
+    label_bytes: int
+
+
+def read_guesses(layout: Layout, sender: str) -> Guesses:
+    """The outcome of a sender's probe.
+
+    Raises:
+        UserError: if it is missing or malformed.
+    """
+    path = layout.probe(sender)
+    label_bytes = read_json(path.with_suffix(".json"))["label_bytes"]
+    try:
+        rows = pq.read_table(path)
+        labels = _strings(rows, "label")
+        return Guesses(
+            sender,
+            _strings(rows, "passage_id"),
+            _strings(rows, "task"),
+            {name: (_strings(rows, name) == labels).astype(float) for name in PREDICTORS},
+            label_bytes,
+        )
+    except (pa.ArrowInvalid, KeyError, OSError) as error:
+        raise UserError(
+            f"{path} is not the outcome of a probe: {error}; run the stage `probe` again"
+        ) from error
 
 
 def read_answers(experiment: Experiment, layout: Layout, receiver: str) -> list[Answers]:
@@ -108,7 +152,7 @@ def _answers(
         passages=_strings(rows, "passage_id"),
         tasks=_strings(rows, "task"),
         columns={name: _numbers(rows, name, path) for name in (*SCORES, *COUNTS, *TIMES)}
-        | {"ratio": _float_column(rows, "ratio")},
+        | {name: _float_column(rows, name) for name in ("ratio", "swap_followed")},
     )
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from latentwire.config import Experiment, Method
 from latentwire.files import whole_file
-from latentwire.layout import Layout
+from latentwire.layout import NO_WIRE, Layout
 from latentwire.statistics.bootstrap import Estimate, bootstrap_cis
 from latentwire.statistics.clusters import Floats
-from latentwire.statistics.inputs import TIMES, Answers, read_answers
+from latentwire.statistics.inputs import TIMES, Answers, Guesses, read_answers, read_guesses
 
 COLUMNS = (
     "experiment",
@@ -74,6 +74,9 @@ def write_metrics(experiment: Experiment, layout: Layout) -> None:
         for receiver in experiment.receivers
         for row in _receiver_rows(experiment, read_answers(experiment, layout, receiver.name))
     ]
+    if experiment.probe is not None:
+        for receiver in experiment.receivers:
+            rows += _probe_rows(experiment, read_guesses(layout, receiver.name))
     with (
         whole_file(layout.metrics) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
@@ -84,33 +87,108 @@ def write_metrics(experiment: Experiment, layout: Layout) -> None:
 
 
 def _receiver_rows(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, object]]:
-    tasks = answers[0].tasks
     text_f1 = next(own.columns["f1"] for own in answers if own.method == Method.text)
-    for task in dict.fromkeys((ALL_TASKS, *map(str, np.unique(tasks)))):
-        members = np.ones(len(tasks), dtype=bool) if task == ALL_TASKS else tasks == task
+    text_followed = _text_followed(answers)
+    for task, members in _tasks(answers[0].tasks):
         measured = [
-            (own, quantity) for own in answers for quantity in _quantities(own, text_f1, members)
+            (own, quantity)
+            for own in answers
+            for quantity in _quantities(own, text_f1, text_followed, members)
         ]
-        estimates = bootstrap_cis(
-            np.column_stack([quantity.numerator for _, quantity in measured]),
-            np.column_stack([quantity.denominator for _, quantity in measured]),
-            clusters=answers[0].passages[members],
-            confidence=experiment.statistics.confidence,
-            n_resamples=experiment.statistics.resamples,
-            random_state=experiment.statistics.seed,
-        )
+        passages = answers[0].passages[members]
+        estimates = _estimates(experiment, [quantity for _, quantity in measured], passages)
         for (own, quantity), estimate in zip(measured, estimates, strict=True):
             ratio = _measured_ratio(own, members)
-            yield {"experiment": experiment.experiment, "task": task} | _row(
-                own, quantity.metric, ratio, estimate
+            yield (
+                {"experiment": experiment.experiment, "task": task}
+                | _facts(own, ratio)
+                | _values(quantity.metric, estimate)
             )
 
 
-def _quantities(answers: Answers, text_f1: Floats, members: np.ndarray) -> list[Quantity]:
+def _probe_rows(experiment: Experiment, guesses: Guesses) -> Iterator[dict[str, object]]:
+    """How often the sender's label is found in its states, and in its own answer."""
+    for task, members in _tasks(guesses.tasks):
+        ones = np.ones(int(members.sum()))
+        label_bytes = np.full(len(ones), float(guesses.label_bytes))
+        measured = [
+            (method, Quantity(metric, values, ones))
+            for method, metric, values in (
+                (Method.linear_probe, "accuracy", guesses.correct["linear_probe"][members]),
+                (Method.linear_probe, "majority_accuracy", guesses.correct["majority"][members]),
+                (
+                    Method.linear_probe,
+                    "shuffled_accuracy",
+                    guesses.correct["shuffled_labels"][members],
+                ),
+                (Method.sender_label, "accuracy", guesses.correct["sender_label"][members]),
+                (Method.sender_label, "payload_bytes", label_bytes),
+            )
+        ]
+        passages = guesses.passages[members]
+        estimates = _estimates(experiment, [quantity for _, quantity in measured], passages)
+        for (method, quantity), estimate in zip(measured, estimates, strict=True):
+            yield {
+                "experiment": experiment.experiment,
+                "task": task,
+                "method": method.value,
+                "receiver": guesses.sender,
+                "sender": guesses.sender,
+                "wire": NO_WIRE,
+                "target_ratio": None,
+                "ratio": None,
+                "source_mode": "context",
+                "question_aware": True,
+                "seed": 0,
+            } | _values(quantity.metric, estimate)
+
+
+def _tasks(tasks: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """All examples, then those of each task."""
+    yield ALL_TASKS, np.ones(len(tasks), dtype=bool)
+    for task in np.unique(tasks):
+        yield str(task), tasks == task
+
+
+def _estimates(
+    experiment: Experiment, quantities: list[Quantity], passages: np.ndarray
+) -> list[Estimate]:
+    return bootstrap_cis(
+        np.column_stack([quantity.numerator for quantity in quantities]),
+        np.column_stack([quantity.denominator for quantity in quantities]),
+        clusters=passages,
+        confidence=experiment.statistics.confidence,
+        n_resamples=experiment.statistics.resamples,
+        random_state=experiment.statistics.seed,
+    )
+
+
+def _text_followed(answers: list[Answers]) -> Floats | None:
+    """Where the full text's answer followed a swapped one, 1 or 0; none if it was not asked."""
+    for own in answers:
+        if own.method == Method.control_swap and own.wire == NO_WIRE:
+            return np.nan_to_num(own.columns["swap_followed"])
+    return None
+
+
+def _quantities(
+    answers: Answers, text_f1: Floats, text_followed: Floats | None, members: np.ndarray
+) -> list[Quantity]:
     columns = {name: values[members] for name, values in answers.columns.items()}
     ones = np.ones(int(members.sum()))
     quantities = [Quantity(metric, columns[name], ones) for metric, name in MEANS.items()]
     quantities.append(Quantity("relative_f1", columns["f1"], text_f1[members]))
+    if answers.method == Method.control_swap and text_followed is not None:
+        followed = columns["swap_followed"]
+        # A message can be followed no further than the text; the text wherever an answer changed.
+        followable = (
+            (~np.isnan(followed)).astype(float)
+            if answers.wire == NO_WIRE
+            else text_followed[members]
+        )
+        quantities.append(
+            Quantity("swap_followed", np.nan_to_num(followed) * followable, followable)
+        )
     if (positions := _positions(answers)) is not None:
         quantities.append(Quantity("ratio", columns["source_tokens"], positions[members]))
     return quantities
@@ -132,10 +210,7 @@ def _measured_ratio(answers: Answers, members: np.ndarray) -> float | None:
     return float(answers.columns["source_tokens"][members].sum() / positions[members].sum())
 
 
-def _row(
-    answers: Answers, metric: str, ratio: float | None, estimate: Estimate
-) -> dict[str, object]:
-    low, high = estimate.ci or (None, None)
+def _facts(answers: Answers, ratio: float | None) -> dict[str, object]:
     return {
         "method": answers.method.value,
         "receiver": answers.receiver,
@@ -146,6 +221,12 @@ def _row(
         "source_mode": answers.source_mode,
         "question_aware": answers.question_aware,
         "seed": answers.seed,
+    }
+
+
+def _values(metric: str, estimate: Estimate) -> dict[str, object]:
+    low, high = estimate.ci or (None, None)
+    return {
         "metric": metric,
         "value": estimate.value,
         "ci_low": low,

@@ -23,8 +23,8 @@ class EncodedSources:
     """Token states of sources, from which latents of any ratio are pooled.
 
     Attributes:
-        hidden: `[B, S, H]`.
-        mask: `[B, S]` true where a token is real.
+        hidden: `[B, S, H]`; with learned tokens `[B, *, H]`, theirs last.
+        mask: `[B, S]` true where a token of the source is real.
         ends: `[B, S]` true where a sentence ends.
     """
 
@@ -36,8 +36,9 @@ class EncodedSources:
 class Encoder(nn.Module):
     """A transformer's token states, pooled over contiguous groups and projected to latents.
 
-    Pooling follows "Simple Context Compression" (arXiv 2510.20797); learned queries at the end of
-    the source are the memory tokens of ICAE (arXiv 2307.06945).
+    Pooling follows "Simple Context Compression" (arXiv 2510.20797); learned tokens behind the
+    source, of which a message takes all or the first, are the memory tokens of ICAE
+    (arXiv 2307.06945).
 
     Args:
         backbone: a transformer without language-model head.
@@ -77,8 +78,11 @@ class Encoder(nn.Module):
 
     def read(self, ids: Tensor, mask: Tensor, ends: Tensor) -> EncodedSources:
         """Reads right-padded source tokens `[B, S]` once; padding changes nothing."""
+        source_mask = mask
+        if not self.config.reads_source:
+            ids, mask = ids[:, :0], mask[:, :0]
         embeddings = self.backbone.get_input_embeddings()(ids)
-        if self.config.pooling == Pooling.queries:
+        if self.config.num_latents is not None:
             embeddings, mask = self._append_queries(embeddings, mask)
         length = embeddings.shape[1]
         itself = torch.eye(length, dtype=torch.bool, device=ids.device)
@@ -96,16 +100,22 @@ class Encoder(nn.Module):
         # The last layer is the one that is furthest from the source: it predicts what comes next.
         states = output.hidden_states or [output.last_hidden_state]
         hidden = torch.cat([F.rms_norm(state, state.shape[-1:]) for state in states], dim=-1)
-        return EncodedSources(hidden, mask, ends)
+        return EncodedSources(hidden, source_mask, ends)
 
     def latents(self, sources: EncodedSources, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Latents `[B, M, L]` and their mask `[B, M]`, `groups` `[B]` of them for each source.
 
-        With learned queries every source has `num_latents`, whatever `groups` says.
+        With learned queries every source has `num_latents`, whatever `groups` says; of memory
+        tokens it has no more than these.
         """
-        if self.config.pooling == Pooling.queries:
-            pooled = sources.hidden[:, -len(self.queries) :]
-            mask = torch.ones(pooled.shape[:2], dtype=torch.bool, device=pooled.device)
+        if self.config.num_latents is not None:
+            pooled = sources.hidden[:, -self.config.num_latents :]
+            if self.config.pooling == Pooling.queries:
+                groups = torch.full_like(groups, self.config.num_latents)
+            index = torch.arange(pooled.shape[1], device=groups.device)
+            mask = index < groups[:, None]
+            longest = int(mask.sum(1).max())
+            pooled, mask = pooled[:, :longest], mask[:, :longest]
         else:
             weights, mask = group_weights(sources.mask, sources.ends, groups, self.config.pooling)
             pooled = weights.to(sources.hidden.dtype) @ sources.hidden

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.config import Pooling
 from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
 from latentwire.files import read_json, whole_file, write_json, write_text
@@ -174,8 +173,7 @@ class Wire(nn.Module):
             raise UserError(f"no adapter for receiver {receiver!r}; there are {names}")
         soft_tokens, deep = self.adapters[names.index(receiver)](latents.values)
         is_spread = (
-            self.config.adapter.positions == "spread"
-            and self.config.encoder.pooling != Pooling.queries
+            self.config.adapter.positions == "spread" and self.config.encoder.num_latents is None
         )
         spacing = latents.widths.clamp(min=1) if is_spread else None
         return Source(soft_tokens, latents.mask, spacing, deep)

@@ -27,7 +27,8 @@ PREDICTION_COLUMNS = (
 )
 METRICS = (
     "em f1 relative_f1 nll first_token_accuracy ratio source_tokens prompt_tokens payload_bytes "
-    "source_gzip_bytes encode_seconds answer_seconds"
+    "source_gzip_bytes encode_seconds answer_seconds swap_followed "
+    "accuracy majority_accuracy shuffled_accuracy"
 )
 
 
@@ -96,6 +97,8 @@ def test_tables_of_questions_keep_their_contract(layout):
         ("llmlingua", True, False),
         ("llmlingua2", True, False),
         ("control_noise", True, True),
+        ("control_swap", True, True),
+        ("control_swap", False, False),
     ],
 )
 def test_predictions_keep_their_contract(layout, receiver, method, has_ratio, has_wire):
@@ -183,9 +186,10 @@ def test_statistics_are_complete_and_written_twice(layout):
 
 def test_headline_and_provenance_are_written(layout):
     results = read(layout.headline)
-    # Beside text and closed book: two truncations, chosen sentences and two compressors; latents in
-    # three forms and four controls; and the receiver that was added at one ratio.
-    texts, latents, adapted = len(RECEIVERS) * (2 + 5 * len(RATIOS)), 7 * len(RATIOS), 1
+    # Beside text, closed book and swapped answers: two truncations, chosen sentences and two
+    # compressors; latents in three forms and five controls; and the receiver that was added at one
+    # ratio.
+    texts, latents, adapted = len(RECEIVERS) * (3 + 5 * len(RATIOS)), 8 * len(RATIOS), 1
     assert len(results["headline"]) == texts + len(READERS) * latents + adapted
     assert results["verdicts"]
     provenance = read(layout.provenance)
@@ -197,7 +201,7 @@ def test_every_stage_leaves_a_log_and_a_benchmark(layout):
     benchmarks = {path.stem for path in (layout.root / "benchmarks").iterdir()}
     assert logs == benchmarks
     assert {"prepare", "train_wire-shared-seed1", "evaluate_text-llama", "report"} <= logs
-    assert {"train_compressor", "evaluate_compressed-qwen"} <= logs
+    assert {"train_compressor", "evaluate_compressed-qwen", "probe-gemma"} <= logs
     assert {"adapt-adapted-seed1", "evaluate_variant-latent_adapted-gemma-adapted-seed1"} <= logs
     assert [stage for stage in logs if not layout.log(stage).stat().st_size] == []
 

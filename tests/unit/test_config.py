@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from latentwire.config import VARIANT_METHODS, Experiment, Method
+from latentwire.config import PROBE_METHODS, VARIANT_METHODS, Experiment, Method
 from latentwire.config_files import REPOSITORY, generated_files
 from latentwire.configuration import dump_yaml, load_experiment, validate
 from latentwire.errors import UserError
@@ -89,11 +89,12 @@ def test_pocket_full_is_the_default_with_more_steps_seeds_and_wires():
     assert full.readers == default.receivers
     assert full.wire.model_copy(update={"receivers": None}) == default.wire
     assert full.training.model_copy(update={"steps": default.training.steps}) == default.training
-    assert full.evaluation.methods == [method for method in Method if method not in VARIANT_METHODS]
+    of_their_own = (*VARIANT_METHODS, *PROBE_METHODS)
+    assert full.evaluation.methods == [method for method in Method if method not in of_their_own]
     methods = {"methods": default.evaluation.methods}
     assert full.evaluation.model_copy(update=methods) == default.evaluation
     more = {"experiment", "seeds", "threads", "receivers", "wire", "training", "variants"}
-    more |= {"evaluation"}
+    more |= {"evaluation", "probe"}
     for key in set(Experiment.model_fields) - more:
         assert getattr(full, key) == getattr(default, key)
     # A receiver that is added later was never seen in training.
@@ -219,9 +220,19 @@ def test_all_faults_are_reported_at_once():
         (
             {"wire": {"encoder": {"pooling": "queries", "num_latents": 3}}},
             [
-                "training.alignment_steps: 200 needs latents that are pooled",
+                "training.alignment_steps: 200 needs latents that stand for a token each",
                 "training.ratio_growth",
             ],
+        ),
+        ({"wire": {"encoder": {"reads_source": False}}}, ["reads_source: false needs pooling"]),
+        (
+            {
+                "variants": [
+                    {"name": name, "method": "latent_single", "wire": {"receivers": receivers}}
+                    for name, receivers in (("a", ["llama"]), ("b", ["llama", "qwen"]))
+                ]
+            },
+            ["variants: a and b are both latent_single for 'llama'; give them receivers of"],
         ),
         ({"prompt": {"template": "{question}"}}, ["prompt: template must hold {source}"]),
         ({"prompt": {"template": "{source}{question}{"}}, ["other braces in template"]),

@@ -4,6 +4,7 @@ import json
 import random
 import socket
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from latentwire.data.tables import Example, write_examples
 from latentwire.errors import UserError
 from latentwire.files import save_pretrained
 from latentwire.layout import Layout
+from latentwire.receivers.loading import open_tokenizer
 
 
 def passages(count, seed="llmlingua"):
@@ -109,14 +111,42 @@ def test_a_question_changes_what_is_left(llmlingua, token_ids):
     assert len({tuple(ids) for ids in kept.values()}) == 3
 
 
-def test_remembering_a_text_changes_nothing(llmlingua, model_folder, receiver):
-    text = passages(1)[0].context
-    rates = (0.2, 0.5, 0.8)
-    fresh = [
-        LLMLingua(str(model_folder), None, receiver.tokenizer, "cpu").compress(text, rate)
-        for rate in rates
-    ]
-    assert [llmlingua.compress(text, rate) for rate in rates] == fresh
+@pytest.mark.parametrize(
+    ("kind", "folder"), [(LLMLingua, "model_folder"), (LLMLingua2, "classifier_folder")]
+)
+def test_remembering_a_text_changes_nothing(request, kind, folder, receiver):
+    def opened():
+        return kind(str(request.getfixturevalue(folder)), None, receiver.tokenizer, "cpu")
+
+    one, other = (passage.context for passage in passages(2))
+    asked = [(one, 0.2), (one, 0.5), (other, 0.5), (one, 0.8)]
+    fresh = [opened().compress(text, rate) for text, rate in asked]
+    remembering = opened()
+    assert [remembering.compress(text, rate) for text, rate in asked] == fresh
+    assert len(set(fresh)) == len(asked)
+
+
+def test_what_is_left_is_what_the_package_leaves_where_it_works():
+    repository = Path(__file__).parents[2]
+    bundled = repository / "resources/receivers/llama"
+    counter = open_tokenizer(str(bundled), None)
+    causal, classifier = (
+        kind(str(folder), None, counter, "cpu")
+        for kind, folder in (
+            (LLMLingua, bundled),
+            (LLMLingua2, repository / "tests/goldens/classifier"),
+        )
+    )
+    goldens = json.loads((repository / "tests/goldens/llmlingua.json").read_text())
+    assert goldens["transformers"].startswith("4.46")
+    for golden in goldens["records"]:
+        text, rate = golden["text"], golden["rate"]
+        left = {
+            "llmlingua": causal.compress(text, rate),
+            "llmlingua_question": causal.compress(text, rate, golden["question"]),
+            "llmlingua2": classifier.compress(text, rate),
+        }
+        assert left == {name: golden[name] for name in left}
 
 
 def test_no_network_and_no_trace_in_global_random_streams(

@@ -34,6 +34,7 @@ ACCURACY = {
     Method.latent_int8: 0.6,
     Method.latent_int4: 0.55,
     Method.control_shuffled: 0.1,
+    Method.control_swap: 0.0,
     Method.ablation: 0.3,
     Method.latent_adapted: 0.5,
 }
@@ -76,9 +77,10 @@ def predictions(experiment, layout):
 def prediction(method, wire, number, target_ratio, rng):
     passage = number // NUM_QUESTIONS
     source_tokens = SOURCE_TOKENS + passage
-    positions = {Method.text: source_tokens, Method.closed_book: 0}.get(
-        method, target_ratio and -(-source_tokens // target_ratio)
-    )
+    positions = source_tokens if target_ratio is None else -(-source_tokens // target_ratio)
+    if method == Method.closed_book:
+        positions = 0
+    is_swapped = method == Method.control_swap and number % NUM_QUESTIONS > 0
     is_correct = float(rng.random() < ACCURACY[method])
     return Prediction(
         example_id=f"q{number:03}",
@@ -103,6 +105,7 @@ def prediction(method, wire, number, target_ratio, rng):
         ratio=source_tokens / positions if positions else None,
         source_mode="context",
         question_aware=False,
+        swap_followed=float(rng.random() < 0.8) if is_swapped else None,
     )
 
 
@@ -142,7 +145,7 @@ def test_metrics_has_the_columns_and_every_row_set_once(experiment, layout):
     ]
     assert len(set(keys)) == len(keys)
     row_sets = {key[:-1] for key in keys}
-    runs_of_a_receiver = 2 + 2 + 4 * 2 * 2
+    runs_of_a_receiver = 3 + 2 + 5 * 2 * 2
     assert len(row_sets) == 2 * 3 * runs_of_a_receiver
     assert {row["task"] for row in rows} == {"all", "even", "odd"}
     assert {row["seed"] for row in select(rows, method="latent")} == {"1", "2"}
@@ -167,6 +170,37 @@ def test_values_are_means_over_questions_with_intervals_around_them(experiment, 
     assert float(relative["value"]) == pytest.approx(np.mean(own) / np.mean(text))
     for row in (f1, relative):
         assert float(row["ci_low"]) < float(row["value"]) < float(row["ci_high"])
+
+
+def test_a_swap_is_followed_where_the_text_follows_it(experiment, layout):
+    rows = [row for row in metrics(experiment, layout) if row["metric"] == "swap_followed"]
+    assert {row["method"] for row in rows} == {"control_swap"}
+    files = predictions(experiment, layout)
+    text = [row.swap_followed for row in files[layout.predictions("control_swap", "qwen")]]
+    path = layout.predictions("control_swap", "qwen", "shared", 2)
+    latent = [row.swap_followed for row in files[path] if row.target_ratio == 8]
+    wanted = {"task": "all", "receiver": "qwen"}
+    (of_text,) = select(rows, **wanted, wire="none")
+    assert float(of_text["value"]) == pytest.approx(
+        np.mean([own for own in text if own is not None])
+    )
+    (of_latent,) = select(rows, **wanted, seed="2", target_ratio="8.0")
+    where_text_does = [own for own, other in zip(latent, text, strict=True) if other]
+    assert float(of_latent["value"]) == pytest.approx(np.mean(where_text_does))
+    assert float(of_latent["value"]) not in (0, 1)
+
+
+def test_a_swap_that_the_text_never_follows_is_not_estimable(experiment, layout):
+    path = layout.predictions("control_swap", "llama")
+    rewrite(
+        experiment,
+        layout,
+        path,
+        lambda rows: [replace(row, swap_followed=row.swap_followed and 0.0) for row in rows],
+    )
+    own = select(metrics(experiment, layout), receiver="llama", metric="swap_followed")
+    assert {row["value"] for row in own if row["wire"] == "shared"} == {""}
+    assert {row["value"] for row in own if row["wire"] == "none"} == {"0.0"}
 
 
 def test_the_ratio_is_of_totals(experiment, layout):

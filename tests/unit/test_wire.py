@@ -49,6 +49,8 @@ def make_wire(receiver, positions="spread", **encoder):
         {"layers": "last"},
         {"bidirectional": False},
         {"pooling": "queries", "num_latents": 5},
+        {"pooling": "memory", "num_latents": 5},
+        {"pooling": "memory", "num_latents": 90, "bidirectional": False},
     ],
 )
 def test_latents_do_not_depend_on_batch_mates(receiver, encoder):
@@ -75,6 +77,29 @@ def test_causal_encoder_does_not_look_ahead(receiver):
     both_ways = make_wire(receiver)
     before, after = (both_ways.read([row]).hidden[0] for row in (ids, changed))
     assert not torch.allclose(before[:-1], after[:-1], atol=1e-3)
+
+
+def test_a_message_of_memory_tokens_begins_as_shorter_ones_do(receiver):
+    wire = make_wire(receiver, pooling="memory", num_latents=12, bidirectional=False)
+    longer, shorter = (wire.encode(CONTEXTS, ratio=ratio) for ratio in (2, 4))
+    lengths = [len(ids) for ids in wire.source_ids(CONTEXTS)]
+    for ratio, messages in ((2, longer), (4, shorter)):
+        widths = torch.tensor([wire.widths[ratio]] * len(lengths))
+        expected = num_groups(torch.tensor(lengths), widths).clamp(max=12)
+        assert [len(message.values) for message in messages] == expected.tolist()
+    for before, after in zip(shorter, longer, strict=True):
+        torch.testing.assert_close(before.values, after.values[: len(before.values)])
+    assert not torch.equal(longer[0].values, longer[1].values)
+
+
+def test_a_soft_prompt_sees_no_source(receiver):
+    wire = make_wire(receiver, pooling="memory", num_latents=12, reads_source=False)
+    first, second, third = wire.encode(CONTEXTS, ratio=2)
+    longest = max((first, second, third), key=lambda message: len(message.values))
+    for message in (first, second, third):
+        torch.testing.assert_close(message.values, longest.values[: len(message.values)])
+    # Its length still follows the source: it has the budget that others have.
+    assert len({len(message.values) for message in wire.encode(["a", CONTEXTS[0]], ratio=4)}) == 2
 
 
 def test_pooling_against_slices():

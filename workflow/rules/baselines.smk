@@ -55,3 +55,31 @@ if EXPERIMENT.evaluation.compressor_methods:
         shell:
             "exec python -m latentwire evaluate-compressed --config {params.config:q}"
             " --receiver {wildcards.receiver:q}"
+
+
+if EXPERIMENT.probe:
+
+    rule probe:
+        input:
+            receiver=LAYOUT.receiver("{receiver}") / "receiver.json",
+            splits=[LAYOUT.split(split) for split in ("train", "dev", "test")],
+        output:
+            probe_files("{receiver}"),
+        log:
+            LAYOUT.log("probe-{receiver}"),
+        benchmark:
+            LAYOUT.benchmark("probe-{receiver}")
+        conda:
+            "../../environment.yml"
+        threads: EXPERIMENT.threads
+        resources:
+            gpu=NUM_GPUS,
+        params:
+            config=CONFIG,
+            settings=lambda wildcards: text_settings("probe", wildcards),
+            code=code("probe"),
+        message:
+            "Probing the states of {wildcards.receiver}"
+        shell:
+            "exec python -m latentwire probe --config {params.config:q}"
+            " --receiver {wildcards.receiver:q}"

@@ -36,6 +36,7 @@ TRAINS_COMPRESSOR = (
     Method.llmlingua2 in EXPERIMENT.evaluation.methods and EXPERIMENT.baselines.llmlingua2 is None
 )
 FIGURES = ["quality", "tasks", "ratio", "controls", "training", "cost"]
+FIGURES += ["probe"] if EXPERIMENT.probe else []
 
 # The module that runs a stage and the configuration keys that it reads. These and no others make
 # the stage run again; editing a module reruns the stages that import it.
@@ -86,6 +87,17 @@ STAGES = {
             "evaluation.batch_passages",
             "evaluation.max_new_tokens",
             "evaluation.seed",
+        ],
+    ),
+    "probe": (
+        "latentwire.baselines.probe",
+        [
+            "threads",
+            "device",
+            "prompt",
+            "probe",
+            "evaluation.batch_passages",
+            "evaluation.max_new_tokens",
         ],
     ),
     "metrics": (
@@ -260,6 +272,16 @@ def compressors():
     """The models that shorten text, those of them that the workflow makes."""
     trained = [LAYOUT.compressor / "model.safetensors"] if TRAINS_COMPRESSOR else []
     return prepared_receivers({EXPERIMENT.llmlingua_model} & set(RECEIVERS)) + trained
+
+
+def probe_files(sender):
+    """The outcome of a probe, and the record of what was tried."""
+    outcome = LAYOUT.probe(sender)
+    return [outcome, outcome.with_suffix(".json")]
+
+
+def all_probes():
+    return [path for name in RECEIVERS if EXPERIMENT.probe for path in probe_files(name)]
 
 
 def wire_predictions(wire, folder, seed):

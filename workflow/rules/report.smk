@@ -54,6 +54,7 @@ rule figures:
         statistics=LAYOUT.statistics,
         headline=LAYOUT.headline,
         training=[run / "metrics.jsonl" for run in wire_runs()],
+        probes=all_probes(),
     output:
         headline=report(
             LAYOUT.table("headline"),
@@ -109,6 +110,16 @@ rule figures:
             category="Cost",
             labels={"what": "Bytes and seconds per question"},
         ),
+        probe=[
+            report(
+                LAYOUT.figure(figure),
+                caption="../report/probe.rst",
+                category="Probe",
+                labels={"what": "Is the answer in the sender's states?"},
+            )
+            for figure in FIGURES
+            if figure == "probe"
+        ],
     log:
         LAYOUT.log("figures"),
     benchmark:

@@ -1,6 +1,7 @@
 rule metrics:
     input:
         all_predictions(),
+        all_probes(),
     output:
         LAYOUT.metrics,
     log:
