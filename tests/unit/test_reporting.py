@@ -11,6 +11,7 @@ from latentwire.config import Experiment
 from latentwire.errors import UserError
 from latentwire.layout import Layout
 from latentwire.reporting.figures import (
+    draw_quality,
     draw_ratio,
     draw_training,
     read_training_log,
@@ -18,7 +19,7 @@ from latentwire.reporting.figures import (
 )
 from latentwire.reporting.headline import print_headline, write_headline
 from latentwire.reporting.provenance import write_provenance
-from latentwire.reporting.scores import read_scores
+from latentwire.reporting.scores import METHODS, read_scores
 from latentwire.reporting.tables import Table, html_page
 from latentwire.statistics.metrics import COLUMNS
 
@@ -309,6 +310,19 @@ def test_tables_escape_text_and_load_nothing(drawn, name):
     assert page.scripts == 1
     assert page.addresses == []
     assert len(page.cells) > 2
+
+
+def test_a_legend_wider_than_the_panels_is_not_cut_off(tmp_path):
+    methods = list(METHODS)[3:]
+    results = Results(tmp_path, **dict.fromkeys(methods, 0.5))
+    figure = draw_quality(read_scores(results.layout.metrics))
+    figure.draw_without_rendering()
+    inches = figure.legends[0].get_window_extent().width / figure.dpi
+    assert inches > figure.get_figwidth()
+    write_headline(results.experiment, results.layout)
+    write_figures(results.experiment, results.layout)
+    drawing = ElementTree.parse(results.layout.figure("quality")).getroot()
+    assert float(drawing.get("width").removesuffix("pt")) >= 72 * inches
 
 
 def test_headline_page_tells_verdicts_and_non_inferiority(drawn):
