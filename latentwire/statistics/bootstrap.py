@@ -32,6 +32,7 @@ CHUNK = 256
 """Resamples made together: 256 x 2,000 clusters take 4 MB."""
 MIN_SEEDS = 5
 """Fewest training seeds that are resampled."""
+ONE_SIDED = "all resamples lie on one side of the observed value"
 
 
 @dataclass(frozen=True)
@@ -87,23 +88,13 @@ def bootstrap_ci(
         if denominators.shape not in (numerators.shape, (1, numerators.shape[1])):
             raise ValueError(f"shapes differ: {numerators.shape} and {denominators.shape}")
         denominators = np.broadcast_to(denominators, numerators.shape)
-    if len(numerators) >= MIN_SEEDS:
-        check_settings(confidence, n_resamples)
-        groups = Clusters.of(clusters, numerators.shape[1])
-        drawn = _resampled_over_seeds(
-            numerators, denominators, groups, n_resamples, random_state, confidence
-        )
-        estimate = _estimates(drawn, method, confidence, numerators.shape[1])[0]
-        return replace(estimate, unit=unit_of(len(numerators)))
-    return bootstrap_cis(
-        numerators.mean(axis=0)[:, None],
-        denominators.mean(axis=0)[:, None],
-        clusters=clusters,
-        confidence=confidence,
-        n_resamples=n_resamples,
-        random_state=random_state,
-        method=method,
-    )[0]
+    check_settings(confidence, n_resamples)
+    groups = Clusters.of(clusters, numerators.shape[1])
+    drawn = _resampled_over_seeds(
+        numerators, denominators, groups, n_resamples, random_state, confidence
+    )
+    estimate = _estimates(drawn, method, confidence, numerators.shape[1])[0]
+    return replace(estimate, unit=unit_of(len(numerators)))
 
 
 def bootstrap_ci_multiple_metrics(
@@ -187,7 +178,7 @@ class Resampled:
 
     @property
     def bias(self) -> Floats:
-        """`[columns]`, on the scale of the normal distribution (Efron 1987, equation 2.8)."""
+        """`[columns]`, on the scale of the normal distribution (Efron 1987)."""
         observed = self.ratios.values
         below = (self.values < observed).mean(axis=0) + (self.values <= observed).mean(axis=0)
         return scipy.stats.norm.ppf(below / 2)
@@ -211,7 +202,7 @@ class Resampled:
                 levels = np.full(self.values.shape[1], normal)
             case "bca":
                 shifted = self.bias + normal
-                levels = self.bias + shifted / (1 - self.acceleration * shifted)
+                levels = self.bias + _divide(shifted, 1 - self.acceleration * shifted)
             case _:
                 raise ValueError(f"method must be percentile or bca, got {method!r}")
         usable = np.where(np.isfinite(self.values), self.values, 0.0)
@@ -413,7 +404,7 @@ def _estimate(
     n_clusters: int,
 ) -> Estimate:
     if reason is None and not np.isfinite(ci).all():
-        reason = "the resampled values lie on one side"
+        reason = ONE_SIDED
     return Estimate(
         value=float(value) if np.isfinite(value) else None,
         ci=None if reason else (float(ci[0]), float(ci[1])),

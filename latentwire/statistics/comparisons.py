@@ -19,7 +19,6 @@ from latentwire.statistics.inputs import Answers, read_answers
 from latentwire.statistics.paired import (
     NonInferiority,
     PairedTest,
-    claim_test,
     non_inferiority_test,
     paired_bootstrap_test,
     paired_permutation_test,
@@ -116,7 +115,7 @@ def write_statistics(experiment: Experiment, layout: Layout) -> None:
 
 def _comparisons(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, Any]]:
     for method, reference in experiment.statistics.family:
-        for target_ratio in _ratios_of_pair(answers, method, reference):
+        for target_ratio in ratios_of_pair(answers, method, reference):
             yield {
                 "receiver": answers[0].receiver,
                 "target_ratio": target_ratio,
@@ -125,8 +124,8 @@ def _comparisons(experiment: Experiment, answers: list[Answers]) -> Iterator[dic
                 "metric": METRIC,
             } | _comparison(
                 experiment,
-                _seed_scores(answers, method, target_ratio),
-                _seed_scores(answers, reference, target_ratio),
+                scores_of(answers, method, target_ratio),
+                scores_of(answers, reference, target_ratio),
                 answers[0].passages,
             )
 
@@ -135,7 +134,7 @@ def _comparison(
     experiment: Experiment, own: SeedScores, other: SeedScores, passages: np.ndarray
 ) -> dict[str, Any]:
     config, pair = experiment.statistics, Pair.of(own, other)
-    claim, permutation, bootstrap = (
+    permutation, bootstrap = (
         test(
             *pair.f1,
             n_resamples=config.resamples,
@@ -143,8 +142,9 @@ def _comparison(
             clusters=passages,
             confidence=config.confidence,
         )
-        for test in (claim_test, paired_permutation_test, paired_bootstrap_test)
+        for test in (paired_permutation_test, paired_bootstrap_test)
     )
+    claim = bootstrap if len(pair.f1[0]) >= MIN_SEEDS else permutation
     low, high = claim.ci or (None, None)
     first, second = pair.mean_f1
     effects = _effect_sizes(experiment, pair, passages)
@@ -263,9 +263,9 @@ def _correct(experiment: Experiment, comparisons: list[dict[str, Any]]) -> None:
 
 
 def _verdicts(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, Any]]:
-    for target_ratio in _ratios_of_pair(answers, Method.latent, Method.text):
-        own = _seed_scores(answers, Method.latent, target_ratio)
-        text = _seed_scores(answers, Method.text, target_ratio)
+    for target_ratio in ratios_of_pair(answers, Method.latent, Method.text):
+        own = scores_of(answers, Method.latent, target_ratio)
+        text = scores_of(answers, Method.text, target_ratio)
         yield {
             "receiver": answers[0].receiver,
             "target_ratio": target_ratio,
@@ -339,7 +339,8 @@ def _settings(experiment: Experiment, comparisons: list[dict[str, Any]]) -> dict
         "training_seeds_note": "scores are averaged over training seeds for each question; with "
         f"fewer than {MIN_SEEDS} seeds intervals and tests are over passages, conditional on the "
         "seeds, else over both",
-        "test": f"{_test_name(len(experiment.seeds))}, clustered, two-sided",
+        "test": "paired_permutation, clustered, two-sided; paired_bootstrap, clustered, centred, "
+        f"from {MIN_SEEDS} seeds up",
         "interval": "percentile bootstrap, clustered, expanded for few clusters; BCa beside it, "
         "conditional on the seeds",
         "effect_size_note": "intervals by clustered linearisation; conditional on the seeds",
@@ -361,9 +362,7 @@ def _settings(experiment: Experiment, comparisons: list[dict[str, Any]]) -> dict
     }
 
 
-def _ratios_of_pair(
-    answers: list[Answers], method: Method, reference: Method
-) -> list[float | None]:
+def ratios_of_pair(answers: list[Answers], method: Method, reference: Method) -> list[float | None]:
     """Where a receiver has both; a method without target ratios stands beside every one."""
     own, other = (
         dict.fromkeys(run.target_ratio for run in answers if run.method == name)
@@ -374,11 +373,11 @@ def _ratios_of_pair(
     return [ratio for ratio in own if ratio in other or None in other]
 
 
-def _seed_scores(answers: list[Answers], method: Method, target_ratio: float | None) -> SeedScores:
+def scores_of(answers: list[Answers], method: Method, target_ratio: float | None) -> SeedScores:
     """A method without target ratios has one score for all of them."""
-    runs = [
-        own for own in answers if own.method == method and own.target_ratio in (target_ratio, None)
-    ]
+    of_method = [own for own in answers if own.method == method]
+    runs = [own for own in of_method if own.target_ratio == target_ratio]
+    runs = runs or [own for own in of_method if own.target_ratio is None]
     return SeedScores(
         f1={own.seed: own.columns[METRIC] for own in runs},
         em={own.seed: own.columns["em"] for own in runs},

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from latentwire.statistics.bootstrap import (
     CHUNK,
     MIN_SEEDS,
+    ONE_SIDED,
     RandomState,
     bootstrap_ci,
     centred_errors,
@@ -208,10 +209,14 @@ def non_inferiority_test(
     verdict = "not estimable"
     if reason is None:
         drawn = resampled_means(contrasts, groups, n_resamples, random_state, 1 - 2 * alpha)
-        lower_bound = float(drawn.bounds(expanded_normal(1 - 2 * alpha, groups.count), "bca")[0])
-        p_value = float(drawn.p_values_above_zero()[0])
-        p_value_below = float(drawn.mirrored.p_values_above_zero()[0])
-        verdict = _verdict(p_value, p_value_below, alpha)
+        bound = float(drawn.bounds(expanded_normal(1 - 2 * alpha, groups.count), "bca")[0])
+        if np.isfinite(bound):
+            lower_bound = bound
+            p_value = float(drawn.p_values_above_zero()[0])
+            p_value_below = float(drawn.mirrored.p_values_above_zero()[0])
+            verdict = _verdict(p_value, p_value_below, alpha)
+        else:
+            reason = ONE_SIDED
     return NonInferiority(
         margin=margin,
         alpha=alpha,
