@@ -16,9 +16,9 @@ import numpy as np
 import scipy.stats
 from tqdm import tqdm
 
-from latentwire.statistics.bootstrap import bootstrap_ci, resampled_means
+from latentwire.statistics.bootstrap import bootstrap_ci
 from latentwire.statistics.classical import mcnemar_test, wilcoxon_test
-from latentwire.statistics.clusters import Clusters, Floats
+from latentwire.statistics.clusters import ClusteredRatios, Clusters, Floats
 from latentwire.statistics.effects import cliffs_delta, cohens_d_paired, odds_ratio
 from latentwire.statistics.paired import (
     non_inferiority_test,
@@ -26,6 +26,7 @@ from latentwire.statistics.paired import (
     paired_permutation_test,
 )
 from latentwire.statistics.power import detectable_effect, deviation_of_cluster
+from latentwire.statistics.resampling import resample
 
 NUM_CLUSTERS, CLUSTER_SIZE, RESAMPLES = 50, 4, 999
 ICCS = (0.0, 0.3, 0.7)
@@ -190,7 +191,8 @@ def _mean_coverage(
     scores = _noise(rng, icc, count) if share is None else _right(rng, icc, share, count)
     truth, passages = share or 0.0, _passages(count)
     settings = {"n_resamples": RESAMPLES, "random_state": seed}
-    plain = resampled_means(scores[None], Clusters.of(passages, len(scores)), RESAMPLES, seed, 0.95)
+    means = ClusteredRatios.of(scores[:, None], None, Clusters.of(passages, len(scores)))
+    plain = resample(means, RESAMPLES, seed)
     low, high = (
         plain.bounds(normal, "percentile")[0] for normal in scipy.stats.norm.ppf([0.025, 0.975])
     )

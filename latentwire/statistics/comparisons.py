@@ -10,7 +10,7 @@ import statsmodels
 from latentwire.config import Experiment, Method
 from latentwire.files import write_json
 from latentwire.layout import Layout
-from latentwire.statistics.bootstrap import MIN_SEEDS, bootstrap_ci, unit_of
+from latentwire.statistics.bootstrap import bootstrap_ci
 from latentwire.statistics.classical import ASSUMPTION, mcnemar_test, wilcoxon_test
 from latentwire.statistics.clusters import Floats, paired_seed_scores
 from latentwire.statistics.correction import all_corrections, multiple_comparison_correction
@@ -24,6 +24,7 @@ from latentwire.statistics.paired import (
     paired_permutation_test,
 )
 from latentwire.statistics.power import minimum_detectable_effect
+from latentwire.statistics.resampling import MIN_SEEDS, unit_of
 
 METRIC = "f1"
 POWER = 0.8

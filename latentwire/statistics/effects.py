@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from latentwire.statistics.bootstrap import Estimate
+from latentwire.statistics.bootstrap import Estimate, check_settings
 from latentwire.statistics.clusters import (
     ROUNDING,
     Clusters,
@@ -55,6 +55,7 @@ def cohens_d_pooled(first: ArrayLike, second: ArrayLike, confidence: float = 0.9
     Raises:
         ValueError: if scores are empty or not finite.
     """
+    check_settings(confidence)
     a, b = as_scores(first, "first scores"), as_scores(second, "second scores")
     count, unit = len(a) + len(b), "independent examples"
     squares = ((a - a.mean()) ** 2).sum() + ((b - b.mean()) ** 2).sum()
@@ -143,6 +144,7 @@ def _estimate(
     Args:
         influence: `[examples]`, on the scale of the interval.
     """
+    check_settings(confidence)
     sums = clusters.sums(influence[:, None])[:, 0]
     error = np.sqrt(np.square(sums).sum() * clusters.count / max(clusters.count - 1, 1))
     error /= len(influence)

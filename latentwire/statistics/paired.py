@@ -8,16 +8,9 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from latentwire.statistics.bootstrap import (
-    CHUNK,
-    MIN_SEEDS,
     ONE_SIDED,
-    RandomState,
     bootstrap_ci,
-    centred_errors,
     check_settings,
-    expanded_normal,
-    resampled_means,
-    unit_of,
     why_not_estimable,
 )
 from latentwire.statistics.clusters import (
@@ -27,6 +20,15 @@ from latentwire.statistics.clusters import (
     Floats,
     Labels,
     paired_seed_scores,
+)
+from latentwire.statistics.resampling import (
+    CHUNK,
+    MIN_SEEDS,
+    RandomState,
+    centred_errors,
+    expanded_normal,
+    resample_with_seeds,
+    unit_of,
 )
 
 
@@ -208,7 +210,9 @@ def non_inferiority_test(
     lower_bound = p_value = p_value_below = None
     verdict = "not estimable"
     if reason is None:
-        drawn = resampled_means(contrasts, groups, n_resamples, random_state, 1 - 2 * alpha)
+        drawn = resample_with_seeds(
+            contrasts, np.ones_like(contrasts), groups, n_resamples, random_state, 1 - 2 * alpha
+        )
         bound = float(drawn.bounds(expanded_normal(1 - 2 * alpha, groups.count), "bca")[0])
         if np.isfinite(bound):
             lower_bound = bound

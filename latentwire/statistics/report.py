@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from latentwire.files import write_json
-from latentwire.statistics.bootstrap import Estimate, RandomState, bootstrap_ci
+from latentwire.statistics.bootstrap import Estimate, bootstrap_ci
 from latentwire.statistics.classical import mcnemar_test, wilcoxon_test
 from latentwire.statistics.clusters import Floats, Labels, seed_scores
 from latentwire.statistics.correction import (
@@ -21,6 +21,7 @@ from latentwire.statistics.effects import cliffs_delta, cohens_d_paired, odds_ra
 from latentwire.statistics.formatting import format_mean_ci, format_p_value, p_value_to_stars
 from latentwire.statistics.paired import PairedTest, claim_test
 from latentwire.statistics.power import minimum_detectable_effect
+from latentwire.statistics.resampling import RandomState
 
 
 @dataclass(frozen=True)

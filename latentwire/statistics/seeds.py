@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
-from latentwire.statistics.bootstrap import MIN_SEEDS, check_settings
+from latentwire.statistics.bootstrap import check_settings
 from latentwire.statistics.clusters import as_scores
+from latentwire.statistics.resampling import MIN_SEEDS
 
 
 @dataclass(frozen=True)
