@@ -158,6 +158,13 @@ _OPTION_KINDS: dict[str, dict[str, Any]] = {
     "--receiver": {"required": True},
     "--method": {"required": True},
     "--output": {"type": Path, "required": True},
+    "--effect": {"type": float},
+    "--passages": {"type": int},
+    "--sd": {"type": float},
+    "--icc": {"type": float},
+    "--questions": {"type": float},
+    "--power": {"type": float, "default": 0.8},
+    "--alpha": {"type": float, "default": 0.05},
 }
 
 
@@ -365,6 +372,13 @@ def _statistics(experiment: "Experiment", layout: Layout, options: argparse.Name
     write_statistics(experiment, layout)
 
 
+def _power(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.statistics.planning import Plan, plan_power
+
+    names = ("effect", "passages", "power", "alpha", "sd", "icc", "questions")
+    print(plan_power(experiment, layout, Plan(**{name: getattr(options, name) for name in names})))
+
+
 def _headline(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.reporting.headline import write_headline
 
@@ -483,6 +497,20 @@ VERBS: dict[str, Verb] = {
     ),
     "metrics": Verb(_metrics, "compute every metric with its interval"),
     "statistics": Verb(_statistics, "test the declared comparisons"),
+    "power": Verb(
+        _power,
+        "plan how many passages a comparison needs, and tell what so many can detect",
+        (
+            ("--effect", "true difference of mean scores to detect, for example 0.02"),
+            ("--passages", "number of passages to judge"),
+            ("--power", "chance to detect it (default: %(default)s)"),
+            ("--alpha", "level of the two-sided test (default: %(default)s)"),
+            ("--sd", "sd of a question's difference (default: that of the experiment's answers)"),
+            ("--icc", "with --sd: correlation of the differences within a passage (default: 0)"),
+            ("--questions", "with --sd: mean number of questions about a passage (default: 1)"),
+        ),
+        writes=False,
+    ),
     "headline": Verb(_headline, "write the headline table"),
     "figures": Verb(_figures, "draw the figures and tables of the report"),
     "ablations": Verb(

@@ -636,7 +636,7 @@ class Evaluation(Section):
 class Statistics(Section):
     """Intervals and tests; passages are the units."""
 
-    confidence: float = Field(0.95, gt=0, lt=1, description="Coverage of the intervals.")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Coverage of the intervals.")
     resamples: Positive = Field(10000, description="Bootstrap and permutation resamples.")
     correction: Literal["holm", "fdr_bh", "fdr_by", "bonferroni"] = Field(
         "holm", description="Correction over the whole declared family."
@@ -880,12 +880,19 @@ class Experiment(Section):
 
     def _family_faults(self) -> list[str]:
         measured = {*self.evaluation.methods, *(variant.method for variant in self.variants)}
-        missing = {method for pair in self.statistics.family for method in pair} - measured
-        return [
+        compared = {method for pair in self.statistics.family for method in pair}
+        faults = [
             f"statistics.family: compares {method.value!r}, which evaluation.methods and variants "
             "do not hold"
-            for method in sorted(missing)
+            for method in sorted(compared - measured)
         ]
+        ablations = [own.name for own in self.variants if own.method == Method.ablation]
+        if Method.ablation in compared and len(ablations) > 1:
+            faults.append(
+                f"statistics.family: 'ablation' is of several wires here, {ablations}, which one "
+                "comparison cannot tell apart; `latentwire ablations` compares each"
+            )
+        return faults
 
 
 def _new_receiver_faults(own: Experiment, other: Experiment) -> list[str]:

@@ -34,12 +34,14 @@ class Clusters:
         """Clusters from a label per example; without labels each example is its own.
 
         Raises:
-            ValueError: if the number of labels is not the number of examples.
+            ValueError: if the number of labels is not the number of examples, or one is missing.
         """
         if labels is None:
             return cls(np.arange(num_examples), num_examples)
         if len(labels) != num_examples:
             raise ValueError(f"{len(labels)} cluster labels for {num_examples} scores")
+        if any(label is None or label != label for label in labels):
+            raise ValueError("every score needs a cluster label; some are missing (None or NaN)")
         names, codes = np.unique(np.asarray(labels), return_inverse=True)
         return cls(codes, len(names))
 
@@ -107,6 +109,18 @@ def as_scores(values: ArrayLike, name: str = "scores") -> Floats:
     return scores
 
 
+def seed_scores(values: ArrayLike, name: str = "scores") -> Floats:
+    """A finite float array `[seeds, examples]`, from that or from `[examples]`.
+
+    Raises:
+        ValueError: if it is empty, has more dimensions, or holds NaN or infinity.
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim != 2 or len(rows) == 0:
+        return as_scores(rows, name)[None]
+    return np.stack([as_scores(row, f"{name} of seed {seed}") for seed, row in enumerate(rows)])
+
+
 def paired_scores(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
     """Two score arrays over the same examples, in the same order.
 
@@ -114,6 +128,24 @@ def paired_scores(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
         ValueError: if their lengths differ, or as `as_scores`.
     """
     scores = as_scores(first, "first scores"), as_scores(second, "second scores")
-    if len(scores[0]) != len(scores[1]):
-        raise ValueError(f"paired scores differ in number: {len(scores[0])} and {len(scores[1])}")
+    _check_same_number(len(scores[0]), len(scores[1]))
     return scores
+
+
+def paired_seed_scores(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
+    """Two arrays `[seeds, examples]`; one without seeds stands beside every seed of the other.
+
+    Raises:
+        ValueError: if their numbers of examples or seeds differ, or as `seed_scores`.
+    """
+    a, b = seed_scores(first, "first scores"), seed_scores(second, "second scores")
+    _check_same_number(a.shape[1], b.shape[1])
+    if len(a) != len(b) and 1 not in (len(a), len(b)):
+        raise ValueError(f"paired scores differ in their seeds: {len(a)} and {len(b)}")
+    shape = (max(len(a), len(b)), a.shape[1])
+    return np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+
+
+def _check_same_number(first: int, second: int) -> None:
+    if first != second:
+        raise ValueError(f"paired scores differ in number: {first} and {second}")

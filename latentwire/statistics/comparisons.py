@@ -11,45 +11,87 @@ from latentwire.config import Experiment, Method
 from latentwire.files import write_json
 from latentwire.layout import Layout
 from latentwire.statistics.bootstrap import bootstrap_ci
-from latentwire.statistics.clusters import Floats
-from latentwire.statistics.correction import multiple_comparison_correction
-from latentwire.statistics.effects import cohens_d_paired
+from latentwire.statistics.classical import ASSUMPTION, mcnemar_test, wilcoxon_test
+from latentwire.statistics.clusters import Floats, paired_seed_scores
+from latentwire.statistics.correction import all_corrections, multiple_comparison_correction
+from latentwire.statistics.effects import cliffs_delta, cohens_d_paired, odds_ratio
 from latentwire.statistics.inputs import Answers, read_answers
 from latentwire.statistics.paired import (
     NonInferiority,
+    PairedTest,
     non_inferiority_test,
     paired_bootstrap_test,
     paired_permutation_test,
 )
 from latentwire.statistics.power import minimum_detectable_effect
+from latentwire.statistics.resampling import MIN_SEEDS, unit_of
 
 METRIC = "f1"
 POWER = 0.8
 
 
 @dataclass(frozen=True)
-class SeedMean:
-    """Scores of a method at a target ratio, averaged over training seeds for each example.
+class SeedScores:
+    """Scores of a method at a target ratio for each training seed.
 
     Attributes:
-        scores: `[examples]`.
-        per_seed: mean over examples for each training seed.
+        f1, em: `[examples]` by seed.
     """
 
-    scores: Floats
-    per_seed: dict[str, float]
+    f1: dict[int, Floats]
+    em: dict[int, Floats]
 
     @property
     def mean(self) -> float:
-        return float(self.scores.mean())
+        return float(np.mean(list(self.f1.values())))
+
+    @property
+    def per_seed(self) -> dict[str, float]:
+        return {str(seed): float(scores.mean()) for seed, scores in self.f1.items()}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The scores of two methods on the same examples, `[seeds, examples]` each.
+
+    Attributes:
+        seeds: training seeds; none where the methods have different ones and only means are paired.
+    """
+
+    seeds: list[str] | None
+    f1: tuple[Floats, Floats]
+    em: tuple[Floats, Floats]
+
+    @property
+    def mean_f1(self) -> tuple[Floats, Floats]:
+        """Over seeds, `[examples]` each."""
+        return self.f1[0].mean(axis=0), self.f1[1].mean(axis=0)
+
+    @classmethod
+    def of(cls, own: SeedScores, other: SeedScores) -> "Pair":
+        """Seed by seed, if both have the same ones or one method has a single one."""
+        own_seeds, other_seeds = list(own.f1), list(other.f1)
+        if own_seeds == other_seeds or len(other_seeds) == 1:
+            names = own_seeds
+        elif len(own_seeds) == 1:
+            names = other_seeds
+        else:
+            names = None
+        return cls(
+            None if names is None else list(map(str, names)),
+            *(
+                paired_seed_scores(*(_rows(scores, names) for scores in (first, second)))
+                for first, second in ((own.f1, other.f1), (own.em, other.em))
+            ),
+        )
 
 
 def write_statistics(experiment: Experiment, layout: Layout) -> None:
     """Writes `statistics.json` and the identical `statistical_report.json`.
 
     Each declared pair is compared per receiver and target ratio; the correction is over all of
-    them. Intervals and tests are over passages, conditional on the training seeds. An empty family
-    is said to be one.
+    them. Intervals and tests are over passages, and from five training seeds up over seeds too;
+    below that they are conditional on the seeds. An empty family is said to be one.
 
     Raises:
         UserError: if a prediction file is missing or does not hold what the configuration implies.
@@ -74,7 +116,7 @@ def write_statistics(experiment: Experiment, layout: Layout) -> None:
 
 def _comparisons(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, Any]]:
     for method, reference in experiment.statistics.family:
-        for target_ratio in _ratios_of_pair(answers, method, reference):
+        for target_ratio in ratios_of_pair(answers, method, reference):
             yield {
                 "receiver": answers[0].receiver,
                 "target_ratio": target_ratio,
@@ -83,20 +125,19 @@ def _comparisons(experiment: Experiment, answers: list[Answers]) -> Iterator[dic
                 "metric": METRIC,
             } | _comparison(
                 experiment,
-                _seed_mean(answers, method, target_ratio),
-                _seed_mean(answers, reference, target_ratio),
+                scores_of(answers, method, target_ratio),
+                scores_of(answers, reference, target_ratio),
                 answers[0].passages,
             )
 
 
 def _comparison(
-    experiment: Experiment, own: SeedMean, other: SeedMean, passages: np.ndarray
+    experiment: Experiment, own: SeedScores, other: SeedScores, passages: np.ndarray
 ) -> dict[str, Any]:
-    config = experiment.statistics
+    config, pair = experiment.statistics, Pair.of(own, other)
     permutation, bootstrap = (
         test(
-            own.scores,
-            other.scores,
+            *pair.f1,
             n_resamples=config.resamples,
             random_state=config.seed,
             clusters=passages,
@@ -104,48 +145,128 @@ def _comparison(
         )
         for test in (paired_permutation_test, paired_bootstrap_test)
     )
-    low, high = permutation.ci or (None, None)
+    claim = bootstrap if len(pair.f1[0]) >= MIN_SEEDS else permutation
+    low, high = claim.ci or (None, None)
+    first, second = pair.mean_f1
+    effects = _effect_sizes(experiment, pair, passages)
     return {
         "method_mean": own.mean,
         "reference_mean": other.mean,
         "method_mean_per_seed": own.per_seed,
         "reference_mean_per_seed": other.per_seed,
-        "difference": permutation.difference,
+        "difference": claim.difference,
         "ci_low": low,
         "ci_high": high,
-        "test": "paired_permutation",
-        "p_value": permutation.p_value,
+        "unit": _unit(len(pair.f1[0])),
+        **_bca_interval(experiment, first - second, passages),
+        "test": _test_name(len(pair.f1[0])),
+        "p_value": claim.p_value,
+        "permutation_p_value": permutation.p_value,
         "bootstrap_p_value": bootstrap.p_value,
         "effect_size_name": "cohens_dz",
-        "effect_size": cohens_d_paired(own.scores, other.scores),
+        "effect_size": effects["cohens_dz"]["value"],
+        "effect_sizes": effects,
+        "assuming_independent_questions": _assuming_independence(pair),
         "minimum_detectable_effect": minimum_detectable_effect(
-            own.scores, other.scores, passages, _alpha(experiment), POWER
+            first, second, passages, _alpha(experiment), POWER
         ),
-        "n": permutation.n,
-        "n_clusters": permutation.n_clusters,
-        "not_estimable": permutation.not_estimable,
-        "signature": permutation.signature,
+        "n": claim.n,
+        "n_clusters": claim.n_clusters,
+        "not_estimable": claim.not_estimable,
+        "signature": claim.signature,
+    }
+
+
+def _bca_interval(
+    experiment: Experiment, differences: Floats, passages: np.ndarray
+) -> dict[str, float | None]:
+    """Given the training seeds."""
+    config = experiment.statistics
+    estimate = bootstrap_ci(
+        differences,
+        clusters=passages,
+        confidence=config.confidence,
+        n_resamples=config.resamples,
+        random_state=config.seed,
+        method="bca",
+    )
+    low, high = estimate.ci or (None, None)
+    return {"ci_bca_low": low, "ci_bca_high": high}
+
+
+def _effect_sizes(
+    experiment: Experiment, pair: Pair, passages: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Of F1 averaged over seeds; the odds ratio of EM, over the questions of all seeds."""
+    first, second = pair.mean_f1
+    confidence = experiment.statistics.confidence
+    effects = {
+        "cohens_dz": cohens_d_paired(first, second, passages, confidence),
+        "cliffs_delta": cliffs_delta(first, second, passages, confidence),
+    }
+    if pair.seeds is not None:
+        own, other = pair.em
+        of_seeds = np.tile(passages, len(own))
+        effects["odds_ratio"] = odds_ratio(own.ravel(), other.ravel(), of_seeds, confidence)
+    return {
+        name: {
+            "metric": "em" if name == "odds_ratio" else METRIC,
+            "value": effect.value,
+            "ci_low": effect.ci and effect.ci[0],
+            "ci_high": effect.ci and effect.ci[1],
+            "not_estimable": effect.reason,
+        }
+        for name, effect in effects.items()
+    }
+
+
+def _assuming_independence(pair: Pair) -> dict[str, Any]:
+    """Wilcoxon of F1 averaged over seeds, McNemar of EM for each seed; they carry no claim."""
+    wilcoxon = wilcoxon_test(*pair.mean_f1)
+    mcnemar = {
+        seed: mcnemar_test(own, other)
+        for seed, own, other in zip(pair.seeds or [], *pair.em, strict=pair.seeds is not None)
+    }
+    return {
+        "assumption": ASSUMPTION,
+        "wilcoxon": {"metric": METRIC} | _outcome(wilcoxon),
+        "mcnemar_per_seed": {
+            seed: {"metric": "em"} | _outcome(test) for seed, test in mcnemar.items()
+        },
+    }
+
+
+def _outcome(test: PairedTest) -> dict[str, Any]:
+    return {
+        "difference": test.difference,
+        "p_value": test.p_value,
+        "not_estimable": test.not_estimable,
+        "signature": test.signature,
     }
 
 
 def _correct(experiment: Experiment, comparisons: list[dict[str, Any]]) -> None:
     """Adds the corrected p-values, which need the whole family."""
+    p_values = [comparison["p_value"] for comparison in comparisons]
     correction = multiple_comparison_correction(
-        [comparison["p_value"] for comparison in comparisons],
-        alpha=_alpha(experiment),
-        method=experiment.statistics.correction,
+        p_values, alpha=_alpha(experiment), method=experiment.statistics.correction
     )
-    for comparison, p_value, rejected in zip(
-        comparisons, correction.p_values, correction.rejected, strict=True
+    for comparison, p_value, rejected, each in zip(
+        comparisons,
+        correction.p_values,
+        correction.rejected,
+        all_corrections(p_values),
+        strict=True,
     ):
         comparison["p_value_corrected"] = p_value
+        comparison["p_values_corrected"] = each
         comparison["significant"] = rejected
 
 
 def _verdicts(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, Any]]:
-    for target_ratio in _ratios_of_pair(answers, Method.latent, Method.text):
-        own = _seed_mean(answers, Method.latent, target_ratio)
-        text = _seed_mean(answers, Method.text, target_ratio)
+    for target_ratio in ratios_of_pair(answers, Method.latent, Method.text):
+        own = scores_of(answers, Method.latent, target_ratio)
+        text = scores_of(answers, Method.text, target_ratio)
         yield {
             "receiver": answers[0].receiver,
             "target_ratio": target_ratio,
@@ -155,16 +276,13 @@ def _verdicts(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[s
             "method_mean": own.mean,
             "reference_mean": text.mean,
             "method_mean_per_seed": own.per_seed,
-        } | _verdict(experiment, own.scores, text.scores, answers[0].passages)
+        } | _verdict(experiment, Pair.of(own, text), answers[0].passages)
 
 
-def _verdict(
-    experiment: Experiment, scores: Floats, text: Floats, passages: np.ndarray
-) -> dict[str, Any]:
+def _verdict(experiment: Experiment, pair: Pair, passages: np.ndarray) -> dict[str, Any]:
     config = experiment.statistics
     test = non_inferiority_test(
-        scores,
-        text,
+        *pair.f1,
         margin=config.non_inferiority_margin,
         n_resamples=config.resamples,
         random_state=config.seed,
@@ -172,8 +290,8 @@ def _verdict(
         alpha=_alpha(experiment),
     )
     relative = bootstrap_ci(
-        scores,
-        relative_to=text,
+        pair.f1[0],
+        relative_to=pair.f1[1],
         clusters=passages,
         confidence=config.confidence,
         n_resamples=config.resamples,
@@ -184,6 +302,7 @@ def _verdict(
         "relative_f1": relative.value,
         "relative_f1_ci_low": low,
         "relative_f1_ci_high": high,
+        "unit": _unit(len(pair.f1[0])),
         "margin": test.margin,
         "alpha": test.alpha,
         "contrast": test.contrast,
@@ -218,10 +337,14 @@ def _settings(experiment: Experiment, comparisons: list[dict[str, Any]]) -> dict
         "metric": METRIC,
         "unit": "passage",
         "training_seeds": experiment.seeds,
-        "training_seeds_note": "scores are averaged over training seeds for each question; "
-        "intervals are over passages, conditional on the seeds",
-        "test": "paired_permutation, clustered, two-sided",
-        "interval": "percentile bootstrap, clustered",
+        "training_seeds_note": "scores are averaged over training seeds for each question; with "
+        f"fewer than {MIN_SEEDS} seeds intervals and tests are over passages, conditional on the "
+        "seeds, else over both",
+        "test": "paired_permutation, clustered, two-sided; paired_bootstrap, clustered, centred, "
+        f"from {MIN_SEEDS} seeds up",
+        "interval": "percentile bootstrap, clustered, expanded for few clusters; BCa beside it, "
+        "conditional on the seeds",
+        "effect_size_note": "intervals by clustered linearisation; conditional on the seeds",
         "confidence": config.confidence,
         "alpha": _alpha(experiment),
         "resamples": config.resamples,
@@ -234,15 +357,13 @@ def _settings(experiment: Experiment, comparisons: list[dict[str, Any]]) -> dict
         "power": POWER,
         "minimum_detectable_effect_note": "two-sided t-test over passages, uncorrected alpha",
         "non_inferiority_margin": config.non_inferiority_margin,
-        "non_inferiority_note": "one-sided test per receiver and target ratio of the contrast "
-        "latent - (1 - margin) * text; not corrected",
+        "non_inferiority_note": "one-sided BCa bootstrap per receiver and "
+        "target ratio of the contrast latent - (1 - margin) * text; not corrected",
         "statsmodels": statsmodels.__version__,
     }
 
 
-def _ratios_of_pair(
-    answers: list[Answers], method: Method, reference: Method
-) -> list[float | None]:
+def ratios_of_pair(answers: list[Answers], method: Method, reference: Method) -> list[float | None]:
     """Where a receiver has both; a method without target ratios stands beside every one."""
     own, other = (
         dict.fromkeys(run.target_ratio for run in answers if run.method == name)
@@ -253,15 +374,29 @@ def _ratios_of_pair(
     return [ratio for ratio in own if ratio in other or None in other]
 
 
-def _seed_mean(answers: list[Answers], method: Method, target_ratio: float | None) -> SeedMean:
+def scores_of(answers: list[Answers], method: Method, target_ratio: float | None) -> SeedScores:
     """A method without target ratios has one score for all of them."""
-    runs = [
-        own for own in answers if own.method == method and own.target_ratio in (target_ratio, None)
-    ]
-    return SeedMean(
-        scores=np.mean([own.columns[METRIC] for own in runs], axis=0),
-        per_seed={str(own.seed): float(own.columns[METRIC].mean()) for own in runs},
+    of_method = [own for own in answers if own.method == method]
+    runs = [own for own in of_method if own.target_ratio == target_ratio]
+    runs = runs or [own for own in of_method if own.target_ratio is None]
+    return SeedScores(
+        f1={own.seed: own.columns[METRIC] for own in runs},
+        em={own.seed: own.columns["em"] for own in runs},
     )
+
+
+def _rows(scores: dict[int, Floats], seeds: list[int] | None) -> Floats:
+    """`[seeds, examples]`, or the mean over seeds where these cannot be paired."""
+    rows = np.stack(list(scores.values()))
+    return rows.mean(axis=0) if seeds is None else rows
+
+
+def _test_name(num_seeds: int) -> str:
+    return "paired_bootstrap" if num_seeds >= MIN_SEEDS else "paired_permutation"
+
+
+def _unit(num_seeds: int) -> str:
+    return unit_of(num_seeds).replace("clusters", "passages")
 
 
 def _alpha(experiment: Experiment) -> float:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from statsmodels.stats.multitest import multipletests
 
+CORRECTIONS = ("holm", "fdr_bh", "fdr_by", "bonferroni")
+"""Holm, Benjamini-Hochberg, Benjamini-Yekutieli, Bonferroni."""
+
 
 @dataclass(frozen=True)
 class Correction:
@@ -30,7 +33,7 @@ def multiple_comparison_correction(
     which keeps the correction of the others as strict as declared.
 
     Args:
-        method: `holm`, `fdr_bh`, `fdr_by`, `bonferroni`, or any other that statsmodels knows.
+        method: one of CORRECTIONS, or any other that statsmodels knows.
 
     Raises:
         ValueError: if the family is empty, a p-value is not in [0, 1], or the method is unknown.
@@ -53,3 +56,13 @@ def multiple_comparison_correction(
         method=method,
         alpha=alpha,
     )
+
+
+def all_corrections(p_values: Sequence[float | None]) -> list[dict[str, float | None]]:
+    """The p-values of a whole family under each of CORRECTIONS, in the order of the family.
+
+    Raises:
+        ValueError: as `multiple_comparison_correction`.
+    """
+    corrected = [multiple_comparison_correction(p_values, method=m).p_values for m in CORRECTIONS]
+    return [dict(zip(CORRECTIONS, own, strict=True)) for own in zip(*corrected, strict=True)]

@@ -8,10 +8,9 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from latentwire.statistics.bootstrap import (
-    CHUNK,
-    RandomState,
+    ONE_SIDED,
     bootstrap_ci,
-    resampled_values,
+    check_settings,
     why_not_estimable,
 )
 from latentwire.statistics.clusters import (
@@ -20,21 +19,31 @@ from latentwire.statistics.clusters import (
     Clusters,
     Floats,
     Labels,
-    as_scores,
-    paired_scores,
+    paired_seed_scores,
+)
+from latentwire.statistics.resampling import (
+    CHUNK,
+    MIN_SEEDS,
+    RandomState,
+    centred_errors,
+    expanded_normal,
+    resample_with_seeds,
+    unit_of,
 )
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The outcome of a paired test.
+    """The outcome of a test of two methods.
 
     Attributes:
         difference: mean of first minus second.
-        ci: clustered percentile bootstrap interval of the difference; none if not estimable.
-        p_value: two-sided, never 0; none if not estimable.
+        ci: interval of the difference; none if not estimable.
+        p_value: two-sided; none if not estimable.
         signature: every setting of the test.
         not_estimable: why there is no interval and no p-value.
+        assumption: what the test takes for granted and clustered data do not grant; none for the
+            clustered tests.
     """
 
     difference: float
@@ -44,6 +53,7 @@ class PairedTest:
     n_clusters: int
     signature: str
     not_estimable: str | None = None
+    assumption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,31 @@ class NonInferiority:
 
 class _PValue(Protocol):
     def __call__(
-        self, means: ClusteredRatios, n_resamples: int, random_state: RandomState
+        self,
+        differences: Floats,
+        clusters: Clusters,
+        n_resamples: int,
+        random_state: RandomState,
+        confidence: float,
     ) -> float: ...
+
+
+def claim_test(
+    first: ArrayLike,
+    second: ArrayLike,
+    n_resamples: int = 10000,
+    random_state: RandomState = None,
+    clusters: Labels | None = None,
+    confidence: float = 0.95,
+) -> PairedTest:
+    """The test that claims rest on.
+
+    That is `paired_permutation_test`, and `paired_bootstrap_test` where there are seeds enough to
+    be resampled. Arguments and errors are theirs.
+    """
+    num_seeds = len(paired_seed_scores(first, second)[0])
+    test = paired_bootstrap_test if num_seeds >= MIN_SEEDS else paired_permutation_test
+    return test(first, second, n_resamples, random_state, clusters, confidence)
 
 
 def paired_permutation_test(
@@ -89,20 +122,21 @@ def paired_permutation_test(
     """Swaps the two methods in whole clusters, which flips the sign of a cluster's differences.
 
     All 2^clusters swaps are taken if they are no more than `n_resamples`; otherwise random ones,
-    with p = (c + 1) / (n_resamples + 1).
+    with p = (c + 1) / (n_resamples + 1). The p-value is given the training seeds, however many.
 
     Args:
-        first, second: `[examples]`, in the same order.
+        first, second: `[examples]`, or `[seeds, examples]`, in the same order.
         clusters: a label per example; none makes each example its own cluster.
         confidence: of the bootstrap interval that goes with the test.
 
     Raises:
-        ValueError: if scores are empty, not finite, or differ in number.
+        ValueError: if scores are empty, not finite, or differ in number, or a setting is out of
+            range.
     """
     return _paired_test(
         "paired_permutation",
         _permutation_p_value,
-        paired_scores(first, second),
+        paired_seed_scores(first, second),
         n_resamples,
         random_state,
         clusters,
@@ -121,13 +155,14 @@ def paired_bootstrap_test(
     """Compares the difference with its bootstrap distribution centred on no difference.
 
     p = (c + 1) / (n_resamples + 1), where c counts the resamples whose mean lies at least as far
-    from the observed difference as that lies from 0. Arguments and errors are those of
+    from the observed difference as that lies from 0, each in units of its own standard error. From
+    five training seeds up these are resampled too. Arguments and errors are those of
     `paired_permutation_test`.
     """
     return _paired_test(
         "paired_bootstrap_centred",
         _bootstrap_p_value,
-        paired_scores(first, second),
+        paired_seed_scores(first, second),
         n_resamples,
         random_state,
         clusters,
@@ -147,34 +182,45 @@ def non_inferiority_test(
     """Tests the one paired contrast scores - (1 - margin) * reference, one-sided.
 
     The reference's mean is estimated too, so that a fixed margin would be too sure of itself; as a
-    contrast per example it carries its own error. The test is the centred clustered bootstrap; the
-    bound is where the test turns.
+    contrast per example it carries its own error. The bound is that of a one-sided clustered BCa
+    interval and the p-value is the level at which it turns: close to a ceiling, where the contrast
+    is skewed, a centred bootstrap or a t-test claims non-inferiority two to three times too often.
 
     Args:
-        scores, reference: `[examples]`, in the same order; higher is better.
+        scores, reference: `[examples]`, or `[seeds, examples]`, in the same order; more is better.
         margin: share of the reference's mean that may be lost.
         clusters: a label per example; none makes each example its own cluster.
         alpha: level of the one-sided test.
 
     Raises:
-        ValueError: if scores are empty, not finite, or differ in number, or margin is not between
-            0 and 1.
+        ValueError: if scores are empty, not finite, or differ in number, or a setting is out of
+            range.
     """
     if not 0 < margin < 1:
         raise ValueError(f"margin must lie between 0 and 1, got {margin}")
-    own, other = paired_scores(scores, reference)
-    groups = Clusters.of(clusters, len(own))
-    means = _means(own - (1 - margin) * other, groups)
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha must lie between 0 and 0.5, got {alpha}")
+    check_settings(1 - alpha, n_resamples)
+    own, other = paired_seed_scores(scores, reference)
+    groups = Clusters.of(clusters, own.shape[1])
+    contrasts = own - (1 - margin) * other
+    means = _means(contrasts, groups)
     contrast = float(means.values[0])
     reason = "the reference scores 0" if other.mean() == 0 else why_not_estimable(means)[0]
     lower_bound = p_value = p_value_below = None
     verdict = "not estimable"
     if reason is None:
-        errors = _centred(means, n_resamples, random_state)
-        lower_bound = contrast - float(np.quantile(errors, 1 - alpha))
-        p_value = _share(errors >= contrast - _slack(contrast))
-        p_value_below = _share(errors <= contrast + _slack(contrast))
-        verdict = _verdict(p_value, p_value_below, alpha)
+        drawn = resample_with_seeds(
+            contrasts, np.ones_like(contrasts), groups, n_resamples, random_state, 1 - 2 * alpha
+        )
+        bound = float(drawn.bounds(expanded_normal(1 - 2 * alpha, groups.count), "bca")[0])
+        if np.isfinite(bound):
+            lower_bound = bound
+            p_value = float(drawn.p_values_above_zero()[0])
+            p_value_below = float(drawn.mirrored.p_values_above_zero()[0])
+            verdict = _verdict(p_value, p_value_below, alpha)
+        else:
+            reason = ONE_SIDED
     return NonInferiority(
         margin=margin,
         alpha=alpha,
@@ -183,12 +229,14 @@ def non_inferiority_test(
         p_value=p_value,
         p_value_below=p_value_below,
         verdict=verdict,
-        n=len(own),
+        n=own.shape[1],
         n_clusters=groups.count,
-        signature=_signature(
-            "non_inferiority_bootstrap_centred",
-            n=len(own),
+        signature=signature_of(
+            "non_inferiority_bootstrap_bca",
+            n=own.shape[1],
             clusters=groups.count,
+            seeds=len(own),
+            unit=unit_of(len(own)),
             margin=margin,
             alternative="greater",
             alpha=alpha,
@@ -214,8 +262,8 @@ def _paired_test(
     clusters: Labels | None,
     confidence: float,
 ) -> PairedTest:
-    differences = as_scores(scores[0] - scores[1])
-    means = _means(differences, Clusters.of(clusters, len(differences)))
+    differences = scores[0] - scores[1]
+    groups = Clusters.of(clusters, differences.shape[1])
     estimate = bootstrap_ci(
         differences,
         clusters=clusters,
@@ -226,15 +274,19 @@ def _paired_test(
     return PairedTest(
         difference=float(differences.mean()),
         ci=estimate.ci,
-        p_value=None if estimate.reason else p_value(means, n_resamples, random_state),
+        p_value=None
+        if estimate.reason
+        else p_value(differences, groups, n_resamples, random_state, confidence),
         n=estimate.n,
         n_clusters=estimate.n_clusters,
-        signature=_signature(
+        signature=signature_of(
             name,
             n=estimate.n,
             clusters=estimate.n_clusters,
+            seeds=len(differences),
+            unit=unit_of(len(differences)),
             alternative="two-sided",
-            interval="percentile",
+            interval="percentile_expanded",
             confidence=confidence,
             resamples=n_resamples,
             seed=random_state,
@@ -244,10 +296,14 @@ def _paired_test(
 
 
 def _permutation_p_value(
-    means: ClusteredRatios, n_resamples: int, random_state: RandomState
+    differences: Floats,
+    clusters: Clusters,
+    n_resamples: int,
+    random_state: RandomState,
+    confidence: float,
 ) -> float:
     result = scipy.stats.permutation_test(
-        (means.numerators[:, 0],),
+        (_means(differences, clusters).numerators[:, 0],),
         lambda sums, axis: np.abs(sums.sum(axis=axis)),
         permutation_type="samples",
         alternative="greater",
@@ -260,19 +316,20 @@ def _permutation_p_value(
 
 
 def _bootstrap_p_value(
-    means: ClusteredRatios, n_resamples: int, random_state: RandomState
+    differences: Floats,
+    clusters: Clusters,
+    n_resamples: int,
+    random_state: RandomState,
+    confidence: float,
 ) -> float:
-    difference = abs(float(means.values[0]))
-    errors = np.abs(_centred(means, n_resamples, random_state))
-    return _share(errors >= difference - _slack(difference))
+    difference = abs(float(differences.mean()))
+    errors = centred_errors(differences, clusters, n_resamples, random_state, confidence)
+    return _share(np.abs(errors) >= difference - _slack(difference))
 
 
 def _means(values: Floats, clusters: Clusters) -> ClusteredRatios:
-    return ClusteredRatios.of(values[:, None], None, clusters)
-
-
-def _centred(means: ClusteredRatios, n_resamples: int, random_state: RandomState) -> Floats:
-    return resampled_values(means, n_resamples, random_state)[:, 0] - means.values[0]
+    """Over seeds and examples, from `[seeds, examples]`."""
+    return ClusteredRatios.of(values.mean(axis=0)[:, None], None, clusters)
 
 
 def _share(extreme: np.ndarray) -> float:
@@ -284,7 +341,8 @@ def _slack(value: float) -> float:
     return ROUNDING * abs(value)
 
 
-def _signature(test: str, **settings: object) -> str:
+def signature_of(test: str, **settings: object) -> str:
+    """Every setting of a test, and the versions of what computes it, in one string."""
     versions = {"numpy": np.__version__, "scipy": scipy.__version__}
     return "|".join(
         [f"test:{test}"]

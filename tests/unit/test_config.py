@@ -241,6 +241,17 @@ def test_all_faults_are_reported_at_once():
             {"evaluation": {"methods": ["text", "latent", "truncate_head", "closed_book"]}},
             ["statistics.family: compares 'control_shuffled', which evaluation.methods and"],
         ),
+        (
+            {
+                "variants": [
+                    {"name": name, "method": "ablation", "wire": {"latent_dim": width}}
+                    for name, width in (("a", 64), ("b", 128))
+                ],
+                "statistics": {"family": [["ablation", "latent"]]},
+            },
+            ["statistics.family: 'ablation' is of several wires here, ['a', 'b']"],
+        ),
+        ({"statistics": {"confidence": 0.05}}, ["statistics.confidence", "0.5"]),
         ({"experiment": "../up"}, ["experiment: '../up' is not allowed; letters, digits"]),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from latentwire.config import (
     VARIANT_METHODS,
@@ -21,8 +22,10 @@ from latentwire.errors import UserError
 from latentwire.evaluation.predictions import Prediction, prediction_runs, write_predictions
 from latentwire.layout import Layout
 from latentwire.reporting.ablations import write_ablations
+from latentwire.statistics.classical import mcnemar_test
 from latentwire.statistics.comparisons import write_statistics
 from latentwire.statistics.metrics import COLUMNS, write_metrics
+from latentwire.statistics.planning import Plan, plan_power
 
 NUM_PASSAGES, NUM_QUESTIONS = 24, 3
 SOURCE_TOKENS = 60
@@ -294,6 +297,102 @@ def test_the_family_is_every_pair_at_every_receiver_and_ratio(experiment, layout
         assert comparison["minimum_detectable_effect"] > 0
         assert comparison["effect_size"] > 0
         assert (comparison["n"], comparison["n_clusters"]) == (72, 24)
+
+
+def test_every_correction_and_effect_stands_beside_the_raw_p_value(experiment, layout):
+    comparisons = statistics(experiment, layout)["comparisons"]
+    p_values = [comparison["p_value"] for comparison in comparisons]
+    for name in ("holm", "fdr_bh", "fdr_by", "bonferroni"):
+        expected = multipletests(p_values, method=name)[1]
+        assert [own["p_values_corrected"][name] for own in comparisons] == pytest.approx(expected)
+    for comparison in comparisons:
+        assert comparison["p_value_corrected"] == comparison["p_values_corrected"]["holm"]
+        assert comparison["ci_bca_low"] < comparison["difference"] < comparison["ci_bca_high"]
+        assert (comparison["test"], comparison["unit"]) == (
+            "paired_permutation",
+            "passages, given the seeds",
+        )
+        effects = comparison["effect_sizes"]
+        assert effects["cohens_dz"]["value"] == comparison["effect_size"]
+        for effect in effects.values():
+            assert effect["ci_low"] < effect["value"] < effect["ci_high"]
+
+
+def test_tests_that_assume_independence_say_so_and_carry_nothing(experiment, layout):
+    comparison = statistics(experiment, layout)["comparisons"][0]
+    beside = comparison["assuming_independent_questions"]
+    assert beside["assumption"] == "assumes independent questions"
+    assert beside["wilcoxon"]["metric"] == "f1"
+    assert "assumption:assumes independent questions" in beside["wilcoxon"]["signature"]
+    assert comparison["p_value"] != beside["wilcoxon"]["p_value"]
+    files = predictions(experiment, layout)
+    other = files[layout.predictions("truncate_head", "llama")]
+    for seed in (1, 2):
+        own = files[layout.predictions("latent", "llama", "shared", seed)]
+        right = [
+            [row.em for row in rows if row.target_ratio == comparison["target_ratio"]]
+            for rows in (own, other)
+        ]
+        expected = mcnemar_test(*right).p_value
+        assert beside["mcnemar_per_seed"][str(seed)]["p_value"] == expected
+
+
+def test_five_seeds_make_seeds_a_unit(experiment, tmp_path):
+    experiment = experiment.model_copy(update={"seeds": [1, 2, 3, 4, 5]})
+    layout = Layout("five", tmp_path)
+    for path, rows in predictions(experiment, layout).items():
+        write_predictions(path, rows)
+    report = statistics(experiment, layout)
+    comparison = report["comparisons"][0]
+    assert (comparison["test"], comparison["unit"]) == ("paired_bootstrap", "passages and seeds")
+    assert comparison["p_value"] == comparison["bootstrap_p_value"]
+    assert len(comparison["method_mean_per_seed"]) == 5
+    assert report["non_inferiority"][0]["unit"] == "passages and seeds"
+    assert "unit:clusters and seeds" in report["non_inferiority"][0]["signature"]
+
+
+def test_methods_of_different_seeds_are_paired_by_their_means(with_variants):
+    experiment, layout = with_variants
+    family = [(Method.ablation, Method.latent)]
+    variants = [v.model_copy(update={"seeds": [2, 3]}) for v in experiment.variants[:1]]
+    changed = experiment.model_copy(
+        update={
+            "variants": variants,
+            "statistics": experiment.statistics.model_copy(update={"family": family}),
+        }
+    )
+    for path, rows in predictions(changed, layout).items():
+        write_predictions(path, rows)
+    comparison = statistics(changed, layout)["comparisons"][0]
+    assert list(comparison["method_mean_per_seed"]) == ["2", "3"]
+    assert comparison["assuming_independent_questions"]["mcnemar_per_seed"] == {}
+    assert "odds_ratio" not in comparison["effect_sizes"]
+    assert comparison["difference"] == pytest.approx(
+        comparison["method_mean"] - comparison["reference_mean"]
+    )
+
+
+def test_swapped_messages_are_not_averaged_with_swapped_texts(experiment, layout):
+    family = [(Method.control_swap, Method.latent)]
+    changed = experiment.model_copy(
+        update={"statistics": experiment.statistics.model_copy(update={"family": family})}
+    )
+    comparison = statistics(changed, layout)["comparisons"][-1]
+    assert list(comparison["method_mean_per_seed"]) == ["1", "2"]
+
+
+def test_power_is_planned_from_the_answers(experiment, layout):
+    text = plan_power(experiment, layout, Plan(effect=0.05, passages=100))
+    lines = text.splitlines()
+    assert lines[0].startswith("From 72 questions about 24 passages of synthetic, F1")
+    columns = ["detects now", "with 100 passages", "passages for 0.05"]
+    assert [name in lines[2] for name in columns] == [True] * 3
+    pairs = 3 + 1
+    assert len(lines[3:]) == 2 * 2 * pairs
+    row = next(line for line in lines if "latent - truncate_head" in line).split()
+    now = statistics(experiment, layout)["comparisons"][0]["minimum_detectable_effect"]
+    assert float(row[-3]) == pytest.approx(now, abs=1e-4)
+    assert float(row[-2]) == pytest.approx(now * np.sqrt(24 / 100), rel=0.05)
 
 
 def test_seeds_are_averaged_and_listed(experiment, layout):

@@ -57,6 +57,8 @@ def test_what_a_page_tells_to_do_works(page, copy):
         if language == "bash":
             for command in text.splitlines():
                 _check_command(command, copy)
+        elif language == "python":
+            _run([sys.executable, "-c", text], copy)
         elif language == "yaml":
             _check_experiment(text, title, copy)
         else:

@@ -11,10 +11,14 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from latentwire.statistics.bootstrap import bootstrap_ci, bootstrap_cis
-from latentwire.statistics.correction import multiple_comparison_correction
-from latentwire.statistics.effects import cohens_d_paired
+from latentwire.statistics.bootstrap import (
+    bootstrap_ci,
+    bootstrap_ci_multiple_metrics,
+    bootstrap_cis,
+)
+from latentwire.statistics.correction import all_corrections, multiple_comparison_correction
 from latentwire.statistics.paired import (
+    claim_test,
     non_inferiority_test,
     paired_bootstrap_test,
     paired_permutation_test,
@@ -29,6 +33,12 @@ def clustered_noise(rng: np.random.Generator, icc: float, clusters=CLUSTERS) -> 
     """Unit-variance noise whose correlation within a cluster is `icc`."""
     shared = rng.normal(size=clusters.max() + 1)[clusters]
     return np.sqrt(icc) * shared + np.sqrt(1 - icc) * rng.normal(size=len(clusters))
+
+
+def expanded(confidence, num_units):
+    """Where a plain percentile interval reads what ours reads at `confidence`."""
+    tail = stats.t.ppf((1 - confidence) / 2, num_units - 1) * np.sqrt(num_units / (num_units - 1))
+    return 1 - 2 * stats.norm.cdf(tail)
 
 
 def scores(num_examples=60, num_clusters=12, shift=0.2, seed=0):
@@ -107,12 +117,18 @@ def test_permutation_without_clusters_equals_scipy():
     assert paired_permutation_test(first, second).p_value == pytest.approx(expected)
 
 
-def test_interval_without_clusters_agrees_with_scipy():
+@pytest.mark.parametrize(("method", "theirs"), [("percentile", "percentile"), ("bca", "BCa")])
+def test_interval_without_clusters_agrees_with_scipy(method, theirs):
     values = np.random.default_rng(1).exponential(size=80)
     expected = stats.bootstrap(
-        (values,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(2)
+        (values,),
+        np.mean,
+        n_resamples=40000,
+        confidence_level=expanded(0.95, 80),
+        method=theirs,
+        rng=np.random.default_rng(2),
     ).confidence_interval
-    low, high = bootstrap_ci(values, n_resamples=20000, random_state=3).ci
+    low, high = bootstrap_ci(values, n_resamples=40000, random_state=3, method=method).ci
     assert [low, high] == pytest.approx([expected.low, expected.high], abs=0.01)
 
 
@@ -125,6 +141,7 @@ def test_interval_of_a_ratio_agrees_with_scipy_on_cluster_sums():
         paired=True,
         vectorized=True,
         n_resamples=20000,
+        confidence_level=expanded(0.95, 40),
         method="percentile",
         rng=np.random.default_rng(2),
     ).confidence_interval
@@ -144,9 +161,76 @@ def test_interval_equals_explicit_resampling_of_clusters_of_unequal_size():
         np.concatenate([members[index] for index in drawn]).mean()
         for drawn in itertools.product(range(3), repeat=3)
     ]
-    low, high = bootstrap_ci(values, clusters=clusters, confidence=0.8, random_state=0).ci
-    expected = np.quantile(np.repeat(means, 1000), [0.1, 0.9])
+    low, high = bootstrap_ci(values, clusters=clusters, confidence=0.6, random_state=0).ci
+    tail = (1 - expanded(0.6, 3)) / 2
+    assert 0.05 < tail < 0.15
+    expected = np.quantile(np.repeat(means, 1000), [tail, 1 - tail])
     assert [low, high] == pytest.approx(expected)
+
+
+def test_skewed_means_are_covered_by_bca_and_less_by_the_plain_percentile():
+    covered = {"bca": 0, "percentile": 0}
+    for seed in range(NUM_SIMULATIONS):
+        right = clustered_noise(np.random.default_rng(seed), icc=0.3) < stats.norm.ppf(0.95)
+        for method in covered:
+            low, high = bootstrap_ci(
+                right, clusters=CLUSTERS, n_resamples=499, random_state=seed, method=method
+            ).ci
+            covered[method] += low <= 0.95 <= high
+    assert 0.93 <= covered["bca"] / NUM_SIMULATIONS <= 0.98
+    assert covered["percentile"] < covered["bca"]
+
+
+def test_five_seeds_are_resampled_and_four_are_given():
+    noise = clustered_noise(np.random.default_rng(0), icc=0.3)
+    of_seeds = noise + np.linspace(-1, 1, 5)[:, None]
+    settings = {"clusters": CLUSTERS, "random_state": 0, "n_resamples": 2000}
+    given, both = (
+        bootstrap_ci(of_seeds[1:4], **settings),
+        bootstrap_ci(of_seeds, **settings),
+    )
+    assert (given.unit, both.unit) == ("clusters, given the seeds", "clusters and seeds")
+    assert given.ci == pytest.approx(bootstrap_ci(noise, **settings).ci)
+    assert both.value == pytest.approx(given.value)
+    assert both.ci[1] - both.ci[0] > 2 * (given.ci[1] - given.ci[0])
+    assert "unit:clusters and seeds" in claim_test(of_seeds, noise, **settings).signature
+    assert "test:paired_bootstrap" in claim_test(of_seeds, noise, **settings).signature
+    assert "test:paired_permutation" in claim_test(of_seeds[1:], noise, **settings).signature
+
+
+def test_seeds_that_agree_add_nothing_to_the_interval():
+    noise = clustered_noise(np.random.default_rng(0), icc=0.3)
+    settings = {"clusters": CLUSTERS, "random_state": 0, "n_resamples": 2000}
+    assert bootstrap_ci(np.tile(noise, (6, 1)), **settings).ci == pytest.approx(
+        bootstrap_ci(noise, **settings).ci
+    )
+
+
+def test_an_interval_over_seeds_covers_and_one_given_the_seeds_does_not():
+    covered = {"over": 0, "given": 0}
+    for seed in range(NUM_SIMULATIONS):
+        rng = np.random.default_rng(seed)
+        values = clustered_noise(rng, 0.3) + 0.3 * rng.normal(size=(5, 1))
+        for name, own in (("over", values), ("given", values.mean(axis=0))):
+            low, high = bootstrap_ci(own, clusters=CLUSTERS, n_resamples=499, random_state=seed).ci
+            covered[name] += low <= 0 <= high
+    assert covered["over"] / NUM_SIMULATIONS >= 0.92
+    assert covered["given"] / NUM_SIMULATIONS < 0.85
+
+
+def test_metrics_share_their_resamples_and_must_be_of_the_same_examples():
+    first, second, clusters = scores()
+    together = bootstrap_ci_multiple_metrics(
+        {"em": first, "f1": second}, clusters=clusters, random_state=5
+    )
+    assert list(together) == ["em", "f1"]
+    assert together["f1"].ci == pytest.approx(
+        bootstrap_ci(second, clusters=clusters, random_state=5).ci, rel=1e-12
+    )
+    with pytest.raises(ValueError, match="differ in number"):
+        bootstrap_ci_multiple_metrics({"em": [1, 0], "f1": [1]})
+    with pytest.raises(ValueError, match="no metrics"):
+        bootstrap_ci_multiple_metrics({})
 
 
 def test_columns_share_their_resamples():
@@ -180,8 +264,9 @@ def test_same_settings_same_result_and_all_of_them_in_the_signature(test):
     result = test(first, second, 500, random_state=3, clusters=clusters)
     assert result == test(first, second, 500, random_state=3, clusters=clusters)
     assert result != test(first, second, 500, random_state=4, clusters=clusters)
-    settings = "n:90|clusters:30|alternative:two-sided|interval:percentile|confidence:0.95"
-    assert f"{settings}|resamples:500|seed:3|numpy:{np.__version__}" in result.signature
+    settings = "n:90|clusters:30|seeds:1|unit:clusters|alternative:two-sided"
+    interval = "interval:percentile_expanded|confidence:0.95|resamples:500|seed:3"
+    assert f"{settings}|{interval}|numpy:{np.__version__}" in result.signature
 
 
 def test_non_inferiority_is_the_paired_contrast():
@@ -221,6 +306,21 @@ def test_non_inferiority_at_the_margin_is_claimed_as_often_as_alpha():
     assert 0.025 <= np.mean(np.array(verdicts) == "non-inferior") <= 0.08
 
 
+def test_near_the_ceiling_non_inferiority_is_not_claimed_too_often():
+    """Where the contrast is skewed, a t-test claims it in more than a tenth of cases."""
+    claims = {"ours": 0, "t": 0}
+    for seed in range(NUM_SIMULATIONS):
+        rng = np.random.default_rng(seed)
+        text = clustered_noise(rng, 0.3) < stats.norm.ppf(0.97)
+        method = text & (clustered_noise(rng, 0.3) < stats.norm.ppf(0.97))
+        result = non_inferiority_test(method, text, 0.03, 399, random_state=seed, clusters=CLUSTERS)
+        claims["ours"] += result.verdict == "non-inferior"
+        means = (method - 0.97 * text).reshape(-1, 4).mean(axis=1)
+        claims["t"] += stats.ttest_1samp(means, 0, alternative="greater").pvalue <= 0.05
+    assert claims["ours"] / NUM_SIMULATIONS <= 0.065
+    assert claims["t"] / NUM_SIMULATIONS > 0.1
+
+
 def test_correction_is_that_of_statsmodels_over_the_whole_family():
     p_values = [0.01, None, 0.04, 0.03]
     for method in ("holm", "fdr_bh", "fdr_by", "bonferroni"):
@@ -229,12 +329,10 @@ def test_correction_is_that_of_statsmodels_over_the_whole_family():
         assert correction.p_values == [expected[0], None, expected[2], expected[3]]
         assert correction.rejected[1] is False
     assert multiple_comparison_correction(p_values, method="bonferroni").p_values[0] == 0.04
-
-
-def test_effect_size_is_the_paired_t_statistic_over_root_n():
-    first, second, _ = scores()
-    expected = stats.ttest_rel(first, second).statistic / np.sqrt(len(first))
-    assert cohens_d_paired(first, second) == pytest.approx(expected)
+    each = all_corrections(p_values)
+    assert list(each[0]) == ["holm", "fdr_bh", "fdr_by", "bonferroni"]
+    assert each[2]["fdr_by"] == multipletests([0.01, 1.0, 0.04, 0.03], method="fdr_by")[1][2]
+    assert set(each[1].values()) == {None}
 
 
 @pytest.mark.parametrize(
@@ -282,11 +380,44 @@ def test_a_ratio_to_nothing_has_no_value_and_to_almost_nothing_no_interval():
         ([1, 0], [1, np.inf], None, "finite"),
         ([], [], None, "one score per example"),
         ([1, 0], [0, 0], ["p"], "1 cluster labels for 2 scores"),
+        ([1, 0], [0, 0], ["p", None], "some are missing"),
+        ([1, 0], [0, 0], [1.0, np.nan], "some are missing"),
+        ([[1, 0], [0, 1]], [[0, 0]] * 3, None, "seeds: 2 and 3"),
+        ([[1, 0], [0, np.nan]], [0, 0], None, "seed 1 must be finite"),
     ],
 )
 def test_bad_scores_are_refused(test, first, second, clusters, message):
     with pytest.raises(ValueError, match=message):
         test(first, second, clusters=clusters)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"confidence": 1}, "confidence must lie between 0 and 1, got 1"),
+        ({"n_resamples": 0}, "n_resamples must be at least 1, got 0"),
+        ({"method": "basic"}, "percentile or bca, got 'basic'"),
+        ({"relative_to": [1, 0]}, "shapes differ"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    for values in ([1, 0, 1], [[1, 0, 1]] * 5):
+        with pytest.raises(ValueError, match=message):
+            bootstrap_ci(values, **settings)
+
+
+def test_bad_margins_are_refused():
+    with pytest.raises(ValueError, match="margin must lie between 0 and 1, got 3"):
+        non_inferiority_test([1, 0], [1, 1], margin=3)
+    with pytest.raises(ValueError, match=r"alpha must lie between 0 and 0.5, got 0.9"):
+        non_inferiority_test([1, 0], [1, 1], alpha=0.9)
+
+
+def test_resamples_on_one_side_give_no_verdict():
+    first, second, _ = scores()
+    result = non_inferiority_test(first, second, n_resamples=1, random_state=0)
+    assert (result.verdict, result.p_value) == ("not estimable", None)
+    assert "one side" in result.not_estimable
 
 
 def test_bad_families_are_refused():
@@ -311,11 +442,10 @@ def test_the_largest_bootstrap_stays_small_and_fast():
     assert peak_bytes < 200e6
 
 
-def test_the_core_stands_alone():
+def test_the_package_stands_alone():
     code = (
-        "import sys, latentwire.statistics.bootstrap, latentwire.statistics.paired\n"
-        "import latentwire.statistics.power, latentwire.statistics.correction\n"
-        "import latentwire.statistics.effects\n"
+        "import sys\n"
+        "from latentwire.statistics import comprehensive_comparison_report\n"
         "needless = ('torch', 'pydantic', 'latentwire.config', 'latentwire.evaluation')\n"
         "print([name for name in needless if name in sys.modules])"
     )
