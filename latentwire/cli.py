@@ -372,9 +372,9 @@ def _headline(experiment: "Experiment", layout: Layout, options: argparse.Namesp
 
 
 def _figures(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
-    from latentwire.reporting.figures import write_figures
+    from latentwire.reporting.pages import write_pages
 
-    write_figures(experiment, layout)
+    write_pages(experiment, layout)
 
 
 def _ablations(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
@@ -484,7 +484,7 @@ VERBS: dict[str, Verb] = {
     "metrics": Verb(_metrics, "compute every metric with its interval"),
     "statistics": Verb(_statistics, "test the declared comparisons"),
     "headline": Verb(_headline, "write the headline table"),
-    "figures": Verb(_figures, "draw the figures and tables of the report"),
+    "figures": Verb(_figures, "draw the figures and write the pages of the report"),
     "ablations": Verb(
         _ablations,
         "write what each variant gains or loses against the shared wire",
