@@ -389,6 +389,13 @@ def _provenance(experiment: "Experiment", layout: Layout, options: argparse.Name
     write_provenance(experiment, layout)
 
 
+def _tensorboard(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.reporting.tensorboard import write_events
+
+    write_events(layout, options.wire, options.seed)
+    logger.info("look at it with: tensorboard --logdir %s", layout.events(""))
+
+
 def _show(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.reporting.headline import print_headline
 
@@ -491,6 +498,11 @@ VERBS: dict[str, Verb] = {
         (("--output", "the Markdown file to write"),),
     ),
     "provenance": Verb(_provenance, "note commit, versions and hardware"),
+    "tensorboard": Verb(
+        _tensorboard,
+        "write a wire's training log for TensorBoard, also while it is being trained",
+        (_WIRE, _SEED),
+    ),
     "show": Verb(_show, "print the headline table and where the report is", writes=False),
     "config": Verb(
         _config,

@@ -82,6 +82,9 @@ class Layout:
     def page(self, name: str) -> Path:
         return self.root / "pages" / f"{name}.html"
 
+    def events(self, run: str) -> Path:
+        return self.root / "tensorboard" / run
+
     def log(self, stage: str) -> Path:
         return self.root / "logs" / f"{stage}.log"
 

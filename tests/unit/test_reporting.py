@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -13,6 +14,7 @@ from latentwire.reporting.headline import print_headline, write_headline
 from latentwire.reporting.html import Spread, Table, as_csv, html_page
 from latentwire.reporting.provenance import write_provenance
 from latentwire.reporting.scores import METHODS, read_scores
+from latentwire.reporting.tensorboard import write_events
 from latentwire.statistics.metrics import COLUMNS
 
 F1 = {"text": 0.98, "closed_book": 0.10, "truncate_head": 0.35}
@@ -301,3 +303,29 @@ def test_provenance_without_git_says_unknown(tmp_path, monkeypatch):
     assert facts["dirty"] is None
     cells = Page(layout.page("provenance").read_text()).cells
     assert cells[cells.index("commit") + 1] == "unknown"
+
+
+def test_a_training_log_is_written_for_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    layout = Layout("pocket", tmp_path)
+    done, going_on = layout.wire("shared", 1), layout.state("shared-seed1")
+    for folder, losses in ((done, [3.0, 2.0]), (going_on, [1.0])):
+        folder.mkdir(parents=True)
+        rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def losses():
+        write_events(layout, "shared", 1)
+        events = EventAccumulator(str(layout.events("shared-seed1"))).Reload()
+        return [(event.step, event.value) for event in events.Scalars("loss")]
+
+    assert losses() == [(1, 1.0)]
+    (going_on / "metrics.jsonl").unlink()
+    assert losses() == [(1, 3.0), (2, 2.0)]
+
+
+def test_tensorboard_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"latentwire\[tensorboard\]"):
+        write_events(Layout("pocket", tmp_path), "shared", 1)
