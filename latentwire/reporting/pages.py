@@ -1,6 +1,6 @@
 """What the report shows: pages of words, drawings and the numbers behind them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -257,10 +257,33 @@ def statistics_page(statistics: dict[str, Any]) -> Page:
     )
     tables = [
         Table("Declared comparisons", columns, rows),
-        _records("All that is known of each", comparisons),
+        *(
+            _records(caption, [_facts_of_pair(own) | own[key] for own in comparisons])
+            for key, caption in _DETAILS.items()
+            if comparisons and key in comparisons[0]
+        ),
+        _records("Everything else", [_without(own, _DETAILS) for own in comparisons]),
         Table("Settings", ["setting", "value"], [[k, str(v)] for k, v in settings.items()]),
     ]
     return Page("Declared comparisons", [words], tables, lambda: draw_forest(comparisons))
+
+
+_DETAILS = {
+    "p_values_corrected": "p-values under each correction over the whole family",
+    "effect_sizes": "Effect sizes",
+    "assuming_independent_questions": "Tests that assume independent questions, which questions of "
+    "one passage are not: for comparison, they carry no claim",
+}
+"""Keys of a comparison that hold mappings, each shown as a table of its own."""
+
+
+def _facts_of_pair(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("receiver", "target_ratio", "method", "reference")
+    return {key: comparison[key] for key in keys if key in comparison}
+
+
+def _without(record: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in keys}
 
 
 def non_inferiority_page(statistics: dict[str, Any]) -> Page:

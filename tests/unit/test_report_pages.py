@@ -19,7 +19,7 @@ from latentwire.reporting.breakdown import length_bins, question_word
 from latentwire.reporting.examples import Answered, choose_examples, render
 from latentwire.reporting.figures import draw_methods, draw_ratio, draw_relay, draw_training, svg
 from latentwire.reporting.headline import write_headline
-from latentwire.reporting.pages import relay_page, write_pages
+from latentwire.reporting.pages import relay_page, statistics_page, write_pages
 from latentwire.reporting.scores import METHODS, Score
 from latentwire.reporting.series import read_series
 from latentwire.reporting.training_log import minutes, resumed_after
@@ -259,6 +259,27 @@ def test_the_first_question_word_counts(question, word):
 
 def test_sources_of_one_length_are_one_range():
     assert set(length_bins(np.full(5, 7.0))) == {0}
+
+
+def test_whatever_is_known_of_a_comparison_is_shown():
+    pair = {"receiver": "llama", "method": "latent", "reference": "text", "difference": 0.1}
+    more = {
+        "p_values_corrected": {"holm": 0.25, "fdr_bh": None},
+        "effect_sizes": {"cohens_dz": {"value": 0.5, "ci_low": 0.1}},
+        "something_new": {"nested": ["a", 1]},
+    }
+    page = statistics_page({"settings": {"correction": "holm"}, "comparisons": [pair | more]})
+    shown = {
+        column: cell
+        for t in page.tables
+        for row in t.rows
+        for column, cell in zip(t.columns, row, strict=True)
+    }
+    assert shown["holm"] == 0.25
+    assert shown["fdr bh"] is None
+    assert shown["cohens dz ci low"] == 0.1
+    assert shown["something new nested"] == "a, 1"
+    assert svg(page.draw)
 
 
 def test_minutes_go_on_where_a_run_was_resumed():
