@@ -155,8 +155,8 @@ details { border-bottom: 1px solid #ddd; padding: .4rem 0; max-width: 60rem; }
 summary { cursor: pointer; }
 blockquote { margin: .6rem 0; padding-left: .8rem; border-left: 3px solid #bbb;
   white-space: pre-wrap; }
-.right::before { content: "\\2713 "; color: #00634A; }
-.wrong::before { content: "\\2717 "; color: #A33F00; }
+.right::before { content: "\\2713\\a0"; color: #00634A; }
+.wrong::before { content: "\\2717\\a0"; color: #A33F00; }
 .wrong { color: #A33F00; }
 </style>
 <form>
@@ -223,7 +223,7 @@ function answersTable(example) {
 function show(example, places) {
   const details = make("details", "");
   const summary = make("summary", example.question + " ");
-  summary.append(make("strong", example.gold.join(" / ") || "no answer"));
+  summary.append("gold: ", make("strong", example.gold.join(" / ") || "no answer"));
   for (const place of places) {
     const [text, isRight] = example.answers[place];
     summary.append(" ", make("span", `${data.methods[place].receiver}: ${text}`,

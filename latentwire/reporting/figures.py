@@ -218,7 +218,10 @@ def draw_forest(comparisons: Sequence[dict[str, Any]]) -> Figure:
         )
     axes.set_yticks(range(len(comparisons)), map(_pair, comparisons))
     axes.set(xlabel="difference of F1")
-    entries = {"significant": _marker("o", "#444444"), "not": _marker("o", "#444444", "#ffffff")}
+    entries = {
+        "significant after correction": _marker("o", "#444444"),
+        "not significant": _marker("o", "#444444", "#ffffff"),
+    }
     return _legend_below(figure, entries)
 
 

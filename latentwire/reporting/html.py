@@ -38,19 +38,19 @@ def html_page(
     body: str = "",
     script: str = "",
 ) -> str:
-    """A page of paragraphs, drawings and tables; a click on a heading sorts by it.
+    """A page of drawings, paragraphs and tables; a click on a heading sorts by it.
 
     Args:
-        paragraphs: plain text.
+        paragraphs: plain text, below the drawings.
         drawings: SVG documents, from a source that is trusted.
         body: HTML at the end, in which all text is escaped already.
         script: JavaScript that brings it to life.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
-        *(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs),
         # Without the XML declaration, which has no place within HTML.
         *(f"<figure>{drawing[drawing.index('<svg') :]}</figure>" for drawing in drawings),
+        *(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs),
         *map(_table, tables),
         body,
     ]
@@ -123,14 +123,17 @@ def _cell(cell: Cell) -> str:
 
 
 def _number(value: float) -> str:
+    size = abs(value)
     if value == int(value):
         return f"{int(value):,}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if size < 0.001:
+        return f"{value:.2g}"
+    return f"{value:,.{3 if size < 1 else 2 if size < 10 else 1}f}"
 
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem; color: #222; background: #fff; }
-p { max-width: 60rem; }
+p { max-width: 60rem; margin: .5rem 0; }
 figure { margin: 1rem 0; }
 figure svg { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }

@@ -257,7 +257,7 @@ def test_table_cells_are_text_and_keep_their_exact_value_for_sorting():
     assert 'data-value="0.123456789"' in page
     assert 'data-value="0.5"' in page
     read = Page(page)
-    assert read.cells == [SCRIPT, "0.123", "b", "–", "c", "0.5 0.25 – 0.75"]
+    assert read.cells == [SCRIPT, "0.123", "b", "–", "c", "0.500 0.250 – 0.750"]
     assert read.scripts == 1
     assert read.addresses == []
 
