@@ -7,9 +7,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.rcsetup import cycler
 
 from latentwire.config import QUESTION_AWARE_METHODS
 from latentwire.reporting.breakdown import Part
@@ -23,6 +25,9 @@ ROW_INCHES = 0.26
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "latentwire",
     "svg.fonttype": "none",
+    "axes.prop_cycle": cycler(
+        color="#0072B2 #D55E00 #009E73 #CC79A7 #56B4E9 #661100 #999933".split()
+    ),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -111,11 +116,24 @@ def draw_bytes(series: Sequence[Series]) -> Figure:
 
 def draw_cost(series: Sequence[Series]) -> Figure:
     """F1 against the time of an answer, encoding included, a panel per receiver."""
-    return _draw_against(
-        series,
-        lambda own: 1000 * float(np.median(own.end_to_end_seconds)),
-        "milliseconds per question, end to end (median)",
-    )
+
+    def place(own: Series) -> float:
+        return 1000 * float(np.median(own.end_to_end_seconds))
+
+    figure = _draw_against(series, place, "milliseconds per question, end to end (median)")
+    receivers = list(dict.fromkeys(own.receiver for own in series))
+    for own in series:
+        if own.target_ratio:
+            # A time hardly follows the ratio, so that it must be said.
+            figure.axes[receivers.index(own.receiver)].annotate(
+                f"{own.target_ratio:g}x",
+                (place(own), own.f1.number),
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=look(own.method).colour,
+            )
+    return figure
 
 
 def _draw_against(
@@ -132,6 +150,9 @@ def _draw_against(
             points = [o for o in series if (o.receiver, o.method) == (receiver, method)]
             _draw_method(axes, method, [(place(own), own.f1) for own in points])
         axes.set_xscale("log", base=base)
+        axes.xaxis.set_major_locator(ticker.LogLocator(base, subs=(1, 2, 5), numticks=8))
+        axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
         axes.set(xlabel=xlabel, ylabel="F1", ylim=F1_LIMITS, title=receiver)
     return _legend_below(figure)
 
@@ -334,7 +355,7 @@ def draw_training(runs: dict[str, list[Row]]) -> Figure:
     figure, panels = _panels(len(curves))
     for axes, title in zip(panels, curves, strict=True):
         is_f1 = "F1" in title
-        looks = itertools.cycle(itertools.product(LINE_STYLES, RATIO_MARKERS))
+        looks = zip(itertools.cycle(LINE_STYLES), itertools.cycle(RATIO_MARKERS), strict=True)
         for name, rows in runs.items():
             x = minutes(rows) if is_f1 else [row["step"] for row in rows]
             suffix = f", {name}" if len(runs) > 1 else ""

@@ -137,9 +137,9 @@ p { max-width: 60rem; margin: .5rem 0; }
 figure { margin: 1rem 0; }
 figure svg { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1.2rem 0; }
+table { border-collapse: collapse; margin: 1.2rem 0; width: max-content; }
 caption { text-align: left; padding-bottom: .4rem; color: #555; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
+th, td { max-width: 30rem; padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid #0072B2; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }

@@ -94,15 +94,18 @@ def _pages(
 
 def _basis(experiment: Experiment, series: Sequence[Series]) -> str:
     """What numbers and intervals rest on."""
-    answers, config = series[0].runs[0], experiment.statistics
-    seeds = ", ".join(map(str, experiment.seeds))
+    answers, config, seeds = series[0].runs[0], experiment.statistics, experiment.seeds
+    given = (
+        f"the training seeds ({', '.join(map(str, seeds))}), over which wires are averaged and "
+        "which small points show"
+        if len(seeds) > 1
+        else f"the one training seed ({seeds[0]})"
+    )
     return (
         f"{len(answers.example_ids):,} questions about {len(np.unique(answers.passages)):,} "
         "passages of the test split. F1 and EM as in SQuAD, 0 to 1. Ranges are "
         f"{config.confidence:.0%} percentile intervals of a bootstrap over passages, with "
-        f"{config.resamples:,} resamples, uncorrected; wires are averaged over their training "
-        f"seeds ({seeds}), and the intervals are given these seeds, which small points show where "
-        "there are several."
+        f"{config.resamples:,} resamples, uncorrected, given {given}."
     )
 
 
@@ -110,7 +113,7 @@ def headline_page(results: dict[str, Any], series: Sequence[Series], basis: str)
     """The verdicts in words, the picture, and its numbers."""
     shown = _of(series, (*OF_MESSAGES, *SHORTENED))
     return Page(
-        results["experiment"],
+        f"{results['experiment']}: the headline",
         [*results["verdicts"], basis],
         [_quality_table("Scores of latents, of text and of shortened text", shown)],
         lambda: draw_methods(shown),
@@ -126,8 +129,8 @@ def quality_page(series: Sequence[Series], basis: str) -> Page:
         tables.append(_quality_table("What is sent is made in knowledge of the question", aware))
     budgets = (
         "Every method that compresses has the same budgets: its tokens or vectors reach the target "
-        "ratio over all test sources together. 'In place' counts what stands in the place of a "
-        "source, 'prompt' all that the receiver reads before it answers."
+        "ratio over all test sources together. Tokens in place count what stands in the place of a "
+        "source, prompt tokens all that the receiver reads before it answers."
     )
     return Page("Every method, receiver and budget", [budgets, basis], tables)
 
@@ -395,7 +398,8 @@ def _key(own: Series) -> list[Cell]:
 
 
 def _quality_table(caption: str, series: Sequence[Series]) -> Table:
-    columns = [*_KEYS, "F1", "EM", "relative F1", "ratio", "in place", "prompt", "bytes"]
+    columns = [*_KEYS, "F1", "EM", "relative F1", "ratio"]
+    columns += ["tokens in place", "prompt tokens", "bytes sent"]
     rows: list[list[Cell]] = [
         [
             *_key(own),

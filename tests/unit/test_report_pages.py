@@ -191,7 +191,7 @@ def test_pages_say_what_their_numbers_rest_on(results):
         page = results.layout.page(name).read_text()
         assert "36 questions about 12 passages" in page
         assert "95% percentile intervals of a bootstrap over passages, with 100 resamples" in page
-        assert "training seeds (1, 2)" in page
+        assert "the training seeds (1, 2)" in page
     assert "by holm" in results.layout.page("statistics").read_text()
 
 
