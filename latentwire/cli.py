@@ -386,9 +386,9 @@ def _headline(experiment: "Experiment", layout: Layout, options: argparse.Namesp
 
 
 def _figures(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
-    from latentwire.reporting.figures import write_figures
+    from latentwire.reporting.pages import write_pages
 
-    write_figures(experiment, layout)
+    write_pages(experiment, layout)
 
 
 def _ablations(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
@@ -401,6 +401,13 @@ def _provenance(experiment: "Experiment", layout: Layout, options: argparse.Name
     from latentwire.reporting.provenance import write_provenance
 
     write_provenance(experiment, layout)
+
+
+def _tensorboard(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.reporting.tensorboard import write_events
+
+    write_events(layout, options.wire, options.seed)
+    logger.info("look at it with: tensorboard --logdir %s", layout.events(""))
 
 
 def _show(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
@@ -512,13 +519,18 @@ VERBS: dict[str, Verb] = {
         writes=False,
     ),
     "headline": Verb(_headline, "write the headline table"),
-    "figures": Verb(_figures, "draw the figures and tables of the report"),
+    "figures": Verb(_figures, "draw the figures and write the pages of the report"),
     "ablations": Verb(
         _ablations,
         "write what each variant gains or loses against the shared wire",
         (("--output", "the Markdown file to write"),),
     ),
     "provenance": Verb(_provenance, "note commit, versions and hardware"),
+    "tensorboard": Verb(
+        _tensorboard,
+        "write a wire's training log for TensorBoard, also while it is being trained",
+        (_WIRE, _SEED),
+    ),
     "show": Verb(_show, "print the headline table and where the report is", writes=False),
     "config": Verb(
         _config,

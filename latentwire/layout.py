@@ -77,7 +77,13 @@ class Layout:
         return self.root / "figures" / f"{name}.svg"
 
     def table(self, name: str) -> Path:
-        return self.root / "tables" / f"{name}.html"
+        return self.root / "tables" / f"{name}.csv"
+
+    def page(self, name: str) -> Path:
+        return self.root / "pages" / f"{name}.html"
+
+    def events(self, run: str) -> Path:
+        return self.root / "tensorboard" / run
 
     def log(self, stage: str) -> Path:
         return self.root / "logs" / f"{stage}.log"

@@ -1,42 +1,33 @@
-"""Figures and tables of the report, drawn from the metrics, statistics and training logs."""
+"""Drawings of the report. Every method has one colour and one marker; none needs its colour."""
 
 import io
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
-from pathlib import Path
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.rcsetup import cycler
 
-from latentwire.config import Experiment
-from latentwire.errors import UserError
-from latentwire.files import read_json, write_text
-from latentwire.layout import Layout
-from latentwire.reporting.headline import METRICS, in_blocks
-from latentwire.reporting.scores import (
-    ALL_TASKS,
-    Mean,
-    Score,
-    colour,
-    distinct,
-    label,
-    mean_over_seeds,
-    read_scores,
-    select,
-    shown_methods,
-    target_ratios,
-    without_controls,
-)
-from latentwire.reporting.tables import Table, html_page
+from latentwire.config import QUESTION_AWARE_METHODS
+from latentwire.reporting.breakdown import Part
+from latentwire.reporting.scores import Mean, Score, distinct, in_order, label, look, select
+from latentwire.reporting.series import Series
+from latentwire.reporting.training_log import Row, minutes, resumed_after
 
 PANEL_INCHES = (4.4, 3.4)
+ROW_INCHES = 0.26
 # The same drawing gives the same bytes, and text stays text.
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "latentwire",
     "svg.fonttype": "none",
+    "axes.prop_cycle": cycler(
+        color="#0072B2 #D55E00 #009E73 #CC79A7 #56B4E9 #661100 #999933".split()
+    ),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -45,135 +36,315 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "font.size": 10,
 }
+RATIO_MARKERS = "os^DvPX"
+LINE_STYLES = ("-", "--", ":", "-.")
+F1_LIMITS = (0, 1.02)
 
 
-def write_figures(experiment: Experiment, layout: Layout) -> None:
-    """Writes `figures/*.svg` and `tables/*.html`.
-
-    Raises:
-        UserError: if metrics, statistics, headline or a training log are missing or malformed.
-    """
-    scores = read_scores(layout.metrics)
-    training = {
-        f"seed {seed}": read_training_log(layout.wire(experiment.wire.name, seed) / "metrics.jsonl")
-        for seed in experiment.seeds
-    }
+def svg(draw: Callable[[], Figure]) -> str:
+    """The drawing that a function makes, as an SVG document."""
+    buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        figures = {
-            "quality": draw_quality(scores),
-            "tasks": draw_tasks(scores),
-            "ratio": draw_ratio(scores),
-            "controls": draw_controls(scores),
-            "training": draw_training(training),
-            "cost": draw_cost(scores),
-        }
-        if experiment.probe is not None:
-            figures["probe"] = draw_probe(
-                [
-                    read_json(layout.probe(own.name).with_suffix(".json"))
-                    for own in experiment.receivers
-                ],
-                scores,
-            )
-        for name, figure in figures.items():
-            write_text(layout.figure(name), _svg(figure))
-    results, statistics = read_json(layout.headline), read_json(layout.statistics)
-    write_text(layout.table("headline"), headline_page(results, statistics))
-    write_text(layout.table("metrics"), metrics_page(scores))
-    write_text(layout.table("statistics"), statistics_page(statistics))
+        # A legend may be wider than the panels.
+        draw().savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    return buffer.getvalue()
 
 
-def read_training_log(path: Path) -> list[dict[str, float]]:
-    """Reads a `metrics.jsonl`.
-
-    Raises:
-        UserError: if it is missing or malformed.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the stage `train-wire` first") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON lines: {error}; train the wire again") from error
-
-
-def draw_quality(scores: Sequence[Score]) -> Figure:
-    """F1 of every method on each receiver, at the lowest target ratio."""
-    scores = without_controls(select(scores, task=ALL_TASKS, metric="f1"))
-    scores = _at_lowest_ratio(scores)
-    figure, (axes,) = _panels(1)
-    _draw_bars(axes, scores, "receiver")
-    axes.set(ylabel="F1", ylim=(0, 1.02), title=_lowest_ratio_title(scores))
-    return _shared_legend(figure)
-
-
-def draw_tasks(scores: Sequence[Score]) -> Figure:
-    """F1 by task for each receiver, at the lowest target ratio."""
-    scores = _at_lowest_ratio(without_controls(select(scores, metric="f1")))
-    receivers = distinct(scores, "receiver")
-    figure, panels = _panels(len(receivers))
+def draw_methods(series: Sequence[Series]) -> Figure:
+    """F1 of each method as a row, a panel per receiver, a marker per target ratio."""
+    receivers = list(dict.fromkeys(own.receiver for own in series))
+    methods = in_order(own.method for own in series)
+    ratios = _target_ratios(series)
+    figure, panels = _panels(len(receivers), height=1 + ROW_INCHES * len(methods))
     for axes, receiver in zip(panels, receivers, strict=True):
-        _draw_bars(axes, select(scores, receiver=receiver), "task")
-        axes.set(ylabel="F1", ylim=(0, 1.02), title=receiver)
-    return _shared_legend(figure)
+        for own in (own for own in series if own.receiver == receiver):
+            marker = RATIO_MARKERS[ratios.index(own.target_ratio)] if own.target_ratio else "|"
+            _draw_row(axes, methods.index(own.method), own, marker)
+        axes.set_yticks(range(len(methods)), map(label, methods))
+        axes.set(xlabel="F1", xlim=F1_LIMITS, ylim=(len(methods) - 0.5, -0.5), title=receiver)
+        axes.label_outer()
+    entries = {
+        f"{ratio:g}x": _marker(RATIO_MARKERS[place], "#444444")
+        for place, ratio in enumerate(ratios)
+    }
+    return _legend_below(figure, entries)
 
 
-def draw_ratio(scores: Sequence[Score]) -> Figure:
+def _draw_row(axes: Axes, row: int, own: Series, marker: str) -> None:
+    colour = look(own.method).colour
+    if own.f1.interval:
+        axes.hlines(row, *own.f1.interval, color=colour, linewidth=1.2)
+    axes.plot(own.f1.number, row, marker, color=colour, markersize=12 if marker == "|" else 6)
+    for value in _several(own.f1):
+        axes.plot(value, row, ".", color="#444444", markersize=3)
+
+
+def draw_ratio(series: Sequence[Series]) -> Figure:
     """F1 against measured compression, a panel per receiver; methods without ratio as lines."""
-    scores = without_controls(select(scores, task=ALL_TASKS, metric="f1"))
-    receivers = distinct(scores, "receiver")
-    figure, panels = _panels(len(receivers))
-    for axes, receiver in zip(panels, receivers, strict=True):
-        own = select(scores, receiver=receiver)
-        for method in shown_methods(own):
-            _draw_against_ratio(axes, method, select(own, method=method))
-        ticks = [1.0, *target_ratios(own)]
-        axes.set_xscale("log", base=2)
+    ratios = _target_ratios(series)
+
+    def place(own: Series) -> float | None:
+        return own.ratio if own.target_ratio else None
+
+    figure = _draw_against(series, place, "measured compression ratio", base=2)
+    ticks = [1.0, *ratios]
+    for axes in figure.axes:
         axes.set_xticks(ticks, [f"{ratio:g}x" for ratio in ticks])
         # From uncompressed on, so that ratios that hardly differ stand close together.
-        axes.set_xlim(1, 1.25 * max(*ticks, *(score.ratio or 1 for score in own)))
-        axes.set(xlabel="measured compression ratio", ylabel="F1", ylim=(0, 1.02), title=receiver)
-    return _shared_legend(figure)
+        axes.set_xlim(1, 1.25 * max(*ticks, *(place(own) or 1 for own in series)))
+    return figure
 
 
-def draw_controls(scores: Sequence[Score]) -> Figure:
-    """F1 of latents, of what controls put in their place, and without any text."""
-    scores = [
-        score
-        for score in select(scores, task=ALL_TASKS, metric="f1")
-        if score.method in ("latent", "closed_book") or score.method.startswith("control_")
-    ]
-    receivers = distinct(scores, "receiver")
-    figure, panels = _panels(max(1, len(receivers)))
-    for axes, receiver in zip(panels, receivers, strict=False):
-        own = select(scores, receiver=receiver)
-        _draw_bars(axes, own, "target_ratio", target_ratios(own))
-        axes.set(xlabel="target ratio", ylabel="F1", ylim=(0, 1.02), title=receiver)
-    return _shared_legend(figure)
+def draw_bytes(series: Sequence[Series]) -> Figure:
+    """F1 against bytes sent, a panel per receiver; the full text as UTF-8 and as gzip."""
+    figure = _draw_against(
+        series, lambda own: own.mean("payload_bytes") or None, "bytes sent per message"
+    )
+    texts = [own for own in series if own.method == "text"]
+    for axes, text in zip(figure.axes, texts, strict=True):
+        axes.plot(
+            text.mean("source_gzip_bytes"),
+            text.f1.number,
+            "*",
+            color="#000000",
+            markerfacecolor="#ffffff",
+            markersize=10,
+            label=f"{label('text')}, gzip",
+        )
+    return _legend_below(figure)
+
+
+def draw_cost(series: Sequence[Series]) -> Figure:
+    """F1 against the time of an answer, encoding included, a panel per receiver."""
+
+    def place(own: Series) -> float:
+        return 1000 * float(np.median(own.end_to_end_seconds))
+
+    figure = _draw_against(series, place, "milliseconds per question, end to end (median)")
+    receivers = list(dict.fromkeys(own.receiver for own in series))
+    for own in series:
+        if own.target_ratio:
+            # A time hardly follows the ratio, so that it must be said.
+            figure.axes[receivers.index(own.receiver)].annotate(
+                f"{own.target_ratio:g}x",
+                (place(own), own.f1.number),
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=look(own.method).colour,
+            )
+    return figure
+
+
+def _draw_against(
+    series: Sequence[Series],
+    place: Callable[[Series], float | None],
+    xlabel: str,
+    base: int = 10,
+) -> Figure:
+    """F1 against some quantity on a logarithmic axis; where it is none, a line across."""
+    receivers = list(dict.fromkeys(own.receiver for own in series))
+    figure, panels = _panels(len(receivers))
+    for axes, receiver in zip(panels, receivers, strict=True):
+        for method in in_order(own.method for own in series):
+            points = [o for o in series if (o.receiver, o.method) == (receiver, method)]
+            _draw_method(axes, method, [(place(own), own.f1) for own in points])
+        axes.set_xscale("log", base=base)
+        axes.xaxis.set_major_locator(ticker.LogLocator(base, subs=(1, 2, 5), numticks=8))
+        axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.set(xlabel=xlabel, ylabel="F1", ylim=F1_LIMITS, title=receiver)
+    return _legend_below(figure)
+
+
+def _draw_method(axes: Axes, method: str, points: Sequence[tuple[float | None, Mean]]) -> None:
+    shown = look(method)
+    across = [mean for x, mean in points if x is None]
+    for mean in across:
+        axes.axhline(mean.number, color=shown.colour, linestyle="--", label=shown.label)
+        if mean.interval:
+            axes.axhspan(*mean.interval, color=shown.colour, alpha=0.12, linewidth=0)
+    placed = sorted(((x, mean) for x, mean in points if x is not None), key=lambda point: point[0])
+    if not placed:
+        return
+    axes.plot(
+        [x for x, _ in placed],
+        [mean.number for _, mean in placed],
+        marker=shown.marker,
+        linestyle=_line_style(method),
+        color=shown.colour,
+        markersize=10 if shown.marker == "*" else 6,
+        label=shown.label,
+    )
+    for x, mean in placed:
+        if mean.interval:
+            axes.vlines(x, *mean.interval, color=shown.colour, linewidth=1)
+        for value in _several(mean):
+            axes.plot(x, value, ".", color="#444444", markersize=3)
+
+
+def draw_breakdown(parts: Sequence[Part]) -> Figure:
+    """F1 on parts of the questions: a row of panels per grouping, a column per receiver."""
+    receivers = list(dict.fromkeys(part.series.receiver for part in parts))
+    groupings = list(dict.fromkeys(part.grouping for part in parts))
+    width, height = PANEL_INCHES
+    figure = Figure(
+        figsize=(width * max(1.6, len(receivers)), height * len(groupings)), layout="constrained"
+    )
+    panels = figure.subplots(len(groupings), len(receivers), squeeze=False)
+    for row, grouping in zip(panels, groupings, strict=True):
+        for axes, receiver in zip(row, receivers, strict=True):
+            own = [p for p in parts if (p.grouping, p.series.receiver) == (grouping, receiver)]
+            _draw_parts(axes, own)
+            axes.set(xlabel=grouping, ylabel="F1", ylim=F1_LIMITS, title=receiver)
+    return _legend_below(figure)
+
+
+def _draw_parts(axes: Axes, parts: Sequence[Part]) -> None:
+    groups = list(dict.fromkeys(part.group for part in parts))
+    methods = in_order(part.series.method for part in parts)
+    for place, method in enumerate(methods):
+        shown = look(method)
+        offset = 0.7 * ((place + 0.5) / len(methods) - 0.5)
+        own = [part for part in parts if part.series.method == method]
+        positions = [groups.index(part.group) + offset for part in own]
+        axes.plot(
+            positions,
+            [part.f1.number for part in own],
+            shown.marker,
+            color=shown.colour,
+            label=shown.label,
+        )
+        for position, part in zip(positions, own, strict=True):
+            if part.f1.interval:
+                axes.vlines(position, *part.f1.interval, color=shown.colour, linewidth=1)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.grid(visible=False, axis="x")
+
+
+def draw_forest(comparisons: Sequence[dict[str, Any]]) -> Figure:
+    """Paired differences of F1 with intervals; beside each its corrected p-value."""
+    figure, axes = _rows(len(comparisons))
+    axes.axvline(0, color="#000000", linewidth=1)
+    for row, own in enumerate(comparisons):
+        shown = look(own["method"])
+        if own.get("ci_low") is not None:
+            axes.hlines(row, own["ci_low"], own["ci_high"], color=shown.colour)
+        face = shown.colour if own.get("significant") else "#ffffff"
+        axes.plot(own["difference"], row, "o", color=shown.colour, markerfacecolor=face)
+        p_value = own.get("p_value_corrected")
+        text = "not estimable" if p_value is None else f"p = {p_value:.2g}"
+        axes.annotate(
+            text, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=8
+        )
+    axes.set_yticks(range(len(comparisons)), map(_pair, comparisons))
+    axes.set(xlabel="difference of F1")
+    entries = {
+        "significant after correction": _marker("o", "#444444"),
+        "not significant": _marker("o", "#444444", "#ffffff"),
+    }
+    return _legend_below(figure, entries)
+
+
+def _pair(comparison: dict[str, Any]) -> str:
+    pair = f"{label(comparison['method'])} - {label(comparison['reference'])}"
+    return f"{pair}, {_place(comparison)}"
+
+
+def _place(record: dict[str, Any]) -> str:
+    ratio = record.get("target_ratio")
+    return f"{record['receiver']} {ratio:g}x" if ratio else str(record["receiver"])
+
+
+def draw_kept(verdicts: Sequence[dict[str, Any]]) -> Figure:
+    """The share of the text's F1 that latents keep, with intervals, and the declared margin."""
+    figure, axes = _rows(len(verdicts))
+    shown = look("latent")
+    axes.axvline(1, color="#000000", linewidth=1, label=label("text"))
+    for margin in sorted({own["margin"] for own in verdicts}):
+        axes.axvline(1 - margin, color="#D55E00", linestyle="--", label=f"{1 - margin:.0%} of it")
+    for row, own in enumerate(verdicts):
+        if own["relative_f1_ci_low"] is not None:
+            interval = own["relative_f1_ci_low"], own["relative_f1_ci_high"]
+            axes.hlines(row, *interval, color=shown.colour)
+        if own["relative_f1"] is not None:
+            axes.plot(own["relative_f1"], row, shown.marker, color=shown.colour)
+        axes.annotate(
+            own["verdict"] or "not estimable",
+            (1.02, row),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+        )
+    axes.set_yticks(range(len(verdicts)), map(_place, verdicts))
+    axes.set(xlabel="F1 of latents, relative to text")
+    return _legend_below(figure)
 
 
 def draw_probe(probes: Sequence[dict[str, Any]], scores: Sequence[Score]) -> Figure:
     """Accuracy of a linear probe by layer, a panel per sender; a line for each pooling."""
-    majority = select(scores, task=ALL_TASKS, metric="majority_accuracy")
+    majority = select(scores, metric="majority_accuracy")
     figure, panels = _panels(len(probes))
     for axes, own in zip(panels, probes, strict=True):
-        for pooling in dict.fromkeys(entry["pooling"] for entry in own["tried"]):
+        poolings = dict.fromkeys(entry["pooling"] for entry in own["tried"])
+        for pooling, marker, style in zip(poolings, RATIO_MARKERS, itertools.cycle(LINE_STYLES)):
             tried = [entry for entry in own["tried"] if entry["pooling"] == pooling]
-            layers, accuracies = zip(
-                *((entry["layer"], entry["dev_accuracy"]) for entry in tried), strict=True
+            axes.plot(
+                [entry["layer"] for entry in tried],
+                [entry["dev_accuracy"] for entry in tried],
+                marker=marker,
+                linestyle=style,
+                label=pooling,
             )
-            axes.plot(layers, accuracies, marker="o", label=pooling)
         for score in select(majority, receiver=own["sender"]):
             axes.axhline(
                 score.value or 0, color="#999999", linestyle=":", label="most frequent label"
             )
-        axes.set(xlabel="layer", ylabel="accuracy", ylim=(0, 1.02), title=own["sender"])
-    return _shared_legend(figure)
+        axes.set(xlabel="layer", ylabel="accuracy", ylim=F1_LIMITS, title=own["sender"])
+    return _legend_below(figure)
 
 
-def draw_training(runs: dict[str, list[dict[str, float]]]) -> Figure:
-    """Losses in training and on dev against the step, and relative F1 on dev against time."""
+def draw_relay(scores: Sequence[Score]) -> Figure:
+    """F1 of each receiver that reads what each sender's states became; a panel per method."""
+    methods = in_order(score.method for score in scores)
+    figure, panels = _panels(len(methods))
+    senders, receivers = distinct(scores, "sender"), distinct(scores, "receiver")
+    for axes, method in zip(panels, methods, strict=True):
+        grid = np.full((len(senders), len(receivers)), np.nan)
+        for (row, sender), (column, receiver) in itertools.product(
+            enumerate(senders), enumerate(receivers)
+        ):
+            values = [
+                score.value
+                for score in select(scores, method=method, sender=sender, receiver=receiver)
+                if score.value is not None
+            ]
+            if values:
+                grid[row, column] = np.mean(values)
+                is_dark = grid[row, column] < 0.5
+                axes.text(
+                    column,
+                    row,
+                    f"{grid[row, column]:.2f}",
+                    color="#ffffff" if is_dark else "#000000",
+                    ha="center",
+                    va="center",
+                )
+        # Of even brightness steps, for the colour-blind and in print.
+        image = axes.imshow(grid, cmap="cividis", vmin=0, vmax=1)
+        axes.set_xticks(range(len(receivers)), receivers)
+        axes.set_yticks(range(len(senders)), senders)
+        axes.grid(visible=False)
+        axes.set(xlabel="receiver", ylabel="sender", title=label(method))
+    figure.colorbar(image, ax=panels, label="F1")
+    return figure
+
+
+def draw_training(runs: dict[str, list[Row]]) -> Figure:
+    """Losses in training and on dev against the step, and relative F1 on dev against time.
+
+    A dotted line marks where an interrupted run went on.
+    """
     columns = list(dict.fromkeys(key for rows in runs.values() for row in rows for key in row))
     curves: dict[str, list[str]] = {
         "training": [key for key in ("cross_entropy", "kl") if key in columns],
@@ -184,195 +355,89 @@ def draw_training(runs: dict[str, list[dict[str, float]]]) -> Figure:
     figure, panels = _panels(len(curves))
     for axes, title in zip(panels, curves, strict=True):
         is_f1 = "F1" in title
-        x, y = ("minutes", "share") if is_f1 else ("step", "nats per answer token")
+        looks = zip(itertools.cycle(LINE_STYLES), itertools.cycle(RATIO_MARKERS), strict=True)
         for name, rows in runs.items():
+            x = minutes(rows) if is_f1 else [row["step"] for row in rows]
             suffix = f", {name}" if len(runs) > 1 else ""
-            for key in curves[title]:
-                _draw_curve(axes, rows, x, key, _curve_name(key) + suffix)
-        axes.set(xlabel=x, ylabel=y, title=title)
-        axes.legend(fontsize=8)
+            for key, (style, marker) in zip(curves[title], looks, strict=False):
+                _draw_curve(axes, x, rows, key, _curve_name(key) + suffix, style, marker)
+            for place in resumed_after(rows):
+                axes.axvline(x[place], color="#444444", linestyle=":", label="resumed")
+        axes.set(
+            xlabel="minutes" if is_f1 else "step",
+            ylabel="share" if is_f1 else "nats per answer token",
+            title=title,
+        )
+        entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        axes.legend(list(entries.values()), list(entries), fontsize=8)
     return figure
+
+
+def _draw_curve(
+    axes: Axes,
+    x: Sequence[float],
+    rows: Iterable[Row],
+    key: str,
+    name: str,
+    style: str,
+    marker: str,
+) -> None:
+    points = [(place, row[key]) for place, row in zip(x, rows, strict=True) if key in row]
+    axes.plot(
+        *zip(*points, strict=True),
+        marker=marker if len(points) < 30 else "",
+        linestyle=style,
+        markersize=4,
+        label=name,
+    )
 
 
 def _curve_name(key: str) -> str:
     return "/".join(key.split("/")[1:-1]) or key.replace("_", "-")
 
 
-def draw_cost(scores: Sequence[Score]) -> Figure:
-    """Bytes sent and seconds taken per question, at the lowest target ratio."""
-    scores = _at_lowest_ratio(select(scores, task=ALL_TASKS))
-    figure, (size, time) = _panels(2)
-    _draw_bars(size, select(scores, metric="payload_bytes"), "receiver")
-    size.set(ylabel="bytes sent per question", title=_lowest_ratio_title(scores))
-    _draw_bars(time, _total_seconds(scores), "receiver")
-    time.set(ylabel="seconds per question", title="encoding and answering")
-    return _shared_legend(figure)
+def _line_style(method: str) -> str:
+    if method.startswith("latent"):
+        return "-"
+    return ":" if method in QUESTION_AWARE_METHODS else "--"
 
 
-def headline_page(results: dict[str, Any], statistics: dict[str, Any]) -> str:
-    """Verdicts in words, then the headline tables."""
-    columns = ["method", "receiver", "target ratio"]
-    columns += [*(metric.replace("_", " ") for metric in METRICS), "questions", "passages"]
-    kept = [
-        f"{verdict['receiver']} at {verdict['target_ratio']:g}x: {verdict['sentence']}"
-        for verdict in statistics["non_inferiority"]
-    ]
-    caption = "Means over questions and training seeds, on the test split"
-    tables = [
-        Table(f"{caption}, {title}" if title else caption, columns, list(map(_headline_row, rows)))
-        for title, rows in in_blocks(results["headline"]).items()
-    ]
-    return html_page(results["experiment"], [*results["verdicts"], *kept], tables)
+def _target_ratios(series: Iterable[Series]) -> list[float]:
+    return sorted({own.target_ratio for own in series if own.target_ratio is not None})
 
 
-def _headline_row(row: dict[str, Any]) -> list[Any]:
-    return [
-        label(row["method"]),
-        row["receiver"],
-        row["target_ratio"],
-        *(row[metric]["value"] for metric in METRICS),
-        row["n"],
-        row["n_clusters"],
-    ]
+def _several(mean: Mean) -> list[float]:
+    """The value of each seed, where there are several."""
+    values = [value for value in mean.per_seed.values() if value is not None]
+    return values if len(values) > 1 else []
 
 
-def metrics_page(scores: Sequence[Score]) -> str:
-    """The whole metrics table."""
-    columns = [field.name for field in fields(Score)]
-    rows = [[getattr(score, column) for column in columns] for score in scores]
-    return html_page("All metrics", [], [Table("Intervals are over passages", columns, rows)])
+def _panels(count: int, height: float = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(PANEL_INCHES[0] * max(count, 1.6), height), layout="constrained")
+    return figure, list(figure.subplots(1, max(count, 1), squeeze=False)[0])
 
 
-def statistics_page(statistics: dict[str, Any]) -> str:
-    """The declared comparisons, the verdicts on the text score, and every setting."""
-    settings = [[key, str(value)] for key, value in statistics["settings"].items()]
-    return html_page(
-        "Statistics",
-        [],
-        [
-            _records("Declared comparisons", statistics["comparisons"]),
-            _records("Is the text score maintained?", statistics["non_inferiority"]),
-            Table("Settings", ["setting", "value"], settings),
-        ],
-    )
+def _rows(count: int) -> tuple[Figure, Axes]:
+    """A panel with a row for each of so many things, the first on top."""
+    count = max(1, count)
+    figure, (axes,) = _panels(1, height=1 + ROW_INCHES * count)
+    axes.set_ylim(count - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    return figure, axes
 
 
-def _records(caption: str, records: Sequence[dict[str, Any]]) -> Table:
-    """A table of the records' plain values."""
-    columns = [
-        key
-        for key in dict.fromkeys(key for record in records for key in record)
-        if not any(isinstance(record.get(key), dict | list) for record in records)
-    ]
-    rows = [[record.get(key) for key in columns] for record in records]
-    return Table(caption, [column.replace("_", " ") for column in columns], rows)
+def _marker(marker: str, colour: str, face: str | None = None) -> Line2D:
+    return Line2D([], [], color=colour, marker=marker, linestyle="", markerfacecolor=face or colour)
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    width, height = PANEL_INCHES
-    figure = Figure(figsize=(width * max(count, 1.6), height), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
-
-
-def _draw_bars(
-    axes: Axes, scores: Sequence[Score], group_by: str, groups: Sequence[Any] | None = None
-) -> None:
-    """Bars of each method, side by side within each value of an attribute.
-
-    Methods without a value of the attribute stand in every group.
-    """
-    groups = distinct(scores, group_by) if groups is None else groups
-    methods = shown_methods(scores)
-    width = 0.8 / max(1, len(methods))
-    for place, method in enumerate(methods):
-        own = select(scores, method=method)
-        means = [
-            mean_over_seeds(select(own, **{group_by: group}) or select(own, **{group_by: None}))
-            for group in groups
-        ]
-        centres = [index + (place - (len(methods) - 1) / 2) * width for index in range(len(groups))]
-        heights = [mean.value or 0 for mean in means]
-        axes.bar(centres, heights, width * 0.92, color=colour(method), label=label(method))
-        _draw_intervals(axes, centres, means)
-    names = [f"{group:g}x" if isinstance(group, float) else str(group) for group in groups]
-    axes.set_xticks(range(len(groups)), names)
-    axes.grid(visible=False, axis="x")
-
-
-def _draw_against_ratio(axes: Axes, method: str, scores: Sequence[Score]) -> None:
-    if all(score.target_ratio is None for score in scores):
-        mean = mean_over_seeds(scores)
-        if mean.value is not None:
-            axes.axhline(mean.value, color=colour(method), linestyle="--", label=label(method))
-        if mean.interval:
-            axes.axhspan(*mean.interval, color=colour(method), alpha=0.12, linewidth=0)
-        return
-    groups = [select(scores, target_ratio=ratio) for ratio in target_ratios(scores)]
-    means = [mean_over_seeds(group) for group in groups]
-    ratios = [group[0].ratio or group[0].target_ratio or 1 for group in groups]
-    values = [float("nan") if mean.value is None else mean.value for mean in means]
-    axes.plot(ratios, values, marker="o", color=colour(method), label=label(method))
-    _draw_intervals(axes, ratios, means)
-    for ratio, mean in zip(ratios, means, strict=True):
-        if len(mean.per_seed) > 1:
-            points = [value for value in mean.per_seed.values() if value is not None]
-            axes.plot([ratio] * len(points), points, ".", color=colour(method), alpha=0.6)
-
-
-def _draw_intervals(axes: Axes, positions: Sequence[float], means: Sequence[Mean]) -> None:
-    for position, mean in zip(positions, means, strict=True):
-        if mean.interval:
-            axes.vlines(position, *mean.interval, color="#444444", linewidth=1)
-
-
-def _draw_curve(axes: Axes, rows: Iterable[dict[str, float]], x: str, key: str, name: str) -> None:
-    points = [
-        (row["seconds"] / 60 if x == "minutes" else row[x], row[key]) for row in rows if key in row
-    ]
-    axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=name)
-
-
-def _shared_legend(figure: Figure) -> Figure:
-    """One legend for all panels, below them."""
-    entries: dict[str, Any] = {}
+def _legend_below(figure: Figure, entries: dict[str, Any] | None = None) -> Figure:
+    """One legend for all panels, below them, in the place of an earlier one."""
+    entries = dict(entries or {})
     for axes in figure.axes:
         handles, names = axes.get_legend_handles_labels()
         entries |= dict(zip(names, handles, strict=True))
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=4)
+    for legend in list(figure.legends):
+        legend.remove()
+    if entries:
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=4)
     return figure
-
-
-def _at_lowest_ratio(scores: Sequence[Score]) -> list[Score]:
-    """Methods without ratio, and the others at the lowest target ratio."""
-    lowest = target_ratios(scores)[:1]
-    return [score for score in scores if score.target_ratio in (None, *lowest)]
-
-
-def _lowest_ratio_title(scores: Sequence[Score]) -> str:
-    return " ".join(f"at target ratio {ratio:g}" for ratio in target_ratios(scores))
-
-
-def _total_seconds(scores: Sequence[Score]) -> list[Score]:
-    """Encoding and answering time together, in place of either."""
-    encoding = {
-        (s.method, s.receiver, s.target_ratio, s.seed): s.value or 0
-        for s in select(scores, metric="encode_seconds")
-    }
-    return [
-        replace(
-            score,
-            metric="seconds",
-            value=(score.value or 0)
-            + encoding[score.method, score.receiver, score.target_ratio, score.seed],
-            ci_low=None,
-            ci_high=None,
-        )
-        for score in select(scores, metric="answer_seconds")
-    ]
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    # A legend may be wider than the panels.
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    return buffer.getvalue()

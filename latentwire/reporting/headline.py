@@ -12,11 +12,11 @@ from latentwire.reporting.scores import (
     ALL_TASKS,
     Score,
     distinct,
+    in_order,
     label,
     mean_over_seeds,
     read_scores,
     select,
-    shown_methods,
 )
 
 METRICS = ("em", "f1", "relative_f1", "ratio", "payload_bytes")
@@ -32,24 +32,25 @@ def write_headline(experiment: Experiment, layout: Layout) -> None:
     """Writes `results.json`: a row per method, receiver and target ratio, and verdicts in words.
 
     Raises:
-        UserError: if the metrics are missing or malformed.
+        UserError: if metrics or statistics are missing or malformed.
     """
     scores = select(read_scores(layout.metrics), task=ALL_TASKS)
     rows = list(headline_rows(scores))
+    kept = read_json(layout.statistics)["non_inferiority"]
     write_json(
         layout.headline,
         {
             "experiment": experiment.experiment,
             "seeds": experiment.seeds,
             "headline": rows,
-            "verdicts": [*verdicts(rows), *probe_verdicts(scores)],
+            "verdicts": [*verdicts(rows, kept), *probe_verdicts(scores)],
         },
     )
 
 
 def headline_rows(scores: list[Score]) -> Iterator[dict[str, Any]]:
     """One row per method, receiver and target ratio, averaged over training seeds."""
-    for method in shown_methods(select(scores, metric="f1")):
+    for method in in_order(distinct(select(scores, metric="f1"), "method")):
         for receiver in distinct(scores, "receiver"):
             own = select(scores, method=method, receiver=receiver)
             for ratio in distinct(own, "target_ratio"):
@@ -68,13 +69,20 @@ def headline_rows(scores: list[Score]) -> Iterator[dict[str, Any]]:
                 }
 
 
-def verdicts(rows: Rows) -> Iterator[str]:
-    """What the numbers say, also where the answer is no."""
+def verdicts(rows: Rows, kept: Rows) -> Iterator[str]:
+    """What the numbers say, also where the answer is no.
+
+    Args:
+        rows: of the headline.
+        kept: the tests whether latents maintain the text score.
+    """
     for receiver in dict.fromkeys(row["receiver"] for row in rows):
         own = [row for row in rows if row["receiver"] == receiver]
         latents = [row for row in own if row["method"] == "latent"]
         if latents:
             yield _keep(latents, _one(own, "text"))
+            for test in (test for test in kept if test["receiver"] == receiver):
+                yield f"On {receiver} at {test['target_ratio']:g}x: {test['sentence']}"
             yield from _are_read(latents, own)
             yield from _follow(own)
             yield from _compare_with_text(latents, own, SHORTENED, "text of the same length")

@@ -13,7 +13,7 @@ from latentwire.config import Experiment
 from latentwire.configuration import dump_yaml
 from latentwire.files import write_json, write_text
 from latentwire.layout import Layout
-from latentwire.reporting.tables import Table, html_page
+from latentwire.reporting.html import Table, html_page
 
 REPOSITORY = Path(__file__).parents[2]
 # The packages whose versions may move a number or a figure.
@@ -34,7 +34,7 @@ PACKAGES = (
 
 
 def write_provenance(experiment: Experiment, layout: Layout) -> None:
-    """Writes `provenance.json`, and the same as a table for the report."""
+    """Writes `provenance.json`, and the same as a page of the report."""
     facts = {
         "experiment": experiment.experiment,
         "commit": _git("rev-parse", "HEAD"),
@@ -61,7 +61,7 @@ def write_provenance(experiment: Experiment, layout: Layout) -> None:
             ),
         ],
     )
-    write_text(layout.table("provenance"), page)
+    write_text(layout.page("provenance"), page)
 
 
 def _git(*arguments: str) -> str | None:

@@ -11,40 +11,55 @@ from latentwire.errors import UserError
 
 ALL_TASKS = "all"
 
-# Colours by Okabe and Ito, then by Tol: told apart by the colour-blind.
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is shown, the same everywhere; no two methods share a colour and a marker."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+# Colours by Okabe and Ito, then by Tol: told apart by the colour-blind. Markers do without colour.
 METHODS = {
-    "text": ("full text", "#000000"),
-    "latent": ("latents", "#0072B2"),
-    "latent_int8": ("latents, int8", "#56B4E9"),
-    "latent_int4": ("latents, int4", "#009E73"),
-    "latent_single": ("latents for one receiver", "#117733"),
-    "latent_adapted": ("latents, new receiver", "#332288"),
-    "gist": ("memory tokens", "#777777"),
-    "llmlingua": ("LLMLingua", "#F0E442"),
-    "llmlingua2": ("LLMLingua-2", "#CC79A7"),
-    "extractive": ("sentences by LexRank", "#661100"),
-    "truncate_head": ("truncated text", "#E69F00"),
-    "truncate_random": ("random span of the text", "#DDCC77"),
-    "closed_book": ("no text", "#999999"),
-    "soft_prompt": ("soft prompt", "#BBBBBB"),
-    "control_shuffled": ("shuffled latents", "#D55E00"),
-    "control_zero": ("zeros", "#999933"),
-    "control_mean": ("mean latents", "#AA4499"),
-    "control_noise": ("noise", "#44AA99"),
-    "sender_label": ("the sender's own label", "#CC6677"),
-    "control_swap": ("swapped answers", "#DD7788"),
-    "latent_prompt": ("latents that hold the question", "#88CCEE"),
-    "extractive_question": ("sentences for the question", "#6699CC"),
-    "llmlingua_question": ("LongLLMLingua with the question", "#882255"),
+    "text": Look("full text", "#000000", "*"),
+    "latent": Look("latents", "#0072B2", "o"),
+    "latent_int8": Look("latents, int8", "#56B4E9", "s"),
+    "latent_int4": Look("latents, int4", "#009E73", "D"),
+    "latent_single": Look("latents for one receiver", "#117733", "p"),
+    "latent_adapted": Look("latents, new receiver", "#332288", "h"),
+    "gist": Look("memory tokens", "#777777", "8"),
+    "llmlingua": Look("LLMLingua", "#B5A300", "v"),
+    "llmlingua2": Look("LLMLingua-2", "#CC79A7", "^"),
+    "extractive": Look("sentences by LexRank", "#661100", "<"),
+    "truncate_head": Look("truncated text", "#E69F00", "P"),
+    "truncate_random": Look("random span of the text", "#DDCC77", "X"),
+    "closed_book": Look("no text", "#999999", "x"),
+    "soft_prompt": Look("soft prompt", "#BBBBBB", "d"),
+    "control_shuffled": Look("shuffled latents", "#D55E00", "s"),
+    "control_zero": Look("zeros", "#999933", "v"),
+    "control_mean": Look("mean latents", "#AA4499", "^"),
+    "control_noise": Look("noise", "#44AA99", "D"),
+    "sender_label": Look("the sender's own label", "#CC6677", "<"),
+    "control_swap": Look("swapped answers", "#DD7788", "P"),
+    "latent_prompt": Look("latents that hold the question", "#88CCEE", "H"),
+    "extractive_question": Look("sentences for the question", "#6699CC", ">"),
+    "llmlingua_question": Look("LongLLMLingua with the question", "#882255", "d"),
 }
 
 
+def look(method: str) -> Look:
+    return METHODS.get(method, Look(method.replace("_", " "), "#555555", "."))
+
+
 def label(method: str) -> str:
-    return METHODS[method][0] if method in METHODS else method.replace("_", " ")
+    return look(method).label
 
 
-def colour(method: str) -> str:
-    return METHODS[method][1] if method in METHODS else "#CC79A7"
+def told_apart(method: str, wire: str) -> str:
+    """The method; ablations, which are many wires of one method, by their wire."""
+    return f"ablation {wire}" if method == "ablation" else method
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,7 @@ class Score:
     task: str
     method: str
     receiver: str
+    sender: str
     wire: str
     target_ratio: float | None
     ratio: float | None
@@ -79,6 +95,11 @@ class Mean:
     value: float | None
     interval: tuple[float, float] | None
     per_seed: dict[int, float | None]
+
+    @property
+    def number(self) -> float:
+        """The value, NaN where there is none."""
+        return float("nan") if self.value is None else self.value
 
 
 def read_scores(path: Path) -> list[Score]:
@@ -109,21 +130,13 @@ def distinct(scores: Iterable[Score], attribute: str) -> list[Any]:
     return list(dict.fromkeys(getattr(score, attribute) for score in scores))
 
 
-def shown_methods(scores: Iterable[Score]) -> list[str]:
-    """The methods that were measured, in the order in which they are shown."""
+def in_order(methods: Iterable[str]) -> list[str]:
+    """The methods, each once, in the order in which they are shown."""
     known = list(METHODS)
     return sorted(
-        distinct(scores, "method"),
+        dict.fromkeys(methods),
         key=lambda method: known.index(method) if method in known else len(known),
     )
-
-
-def without_controls(scores: Iterable[Score]) -> list[Score]:
-    return [score for score in scores if not score.method.startswith("control_")]
-
-
-def target_ratios(scores: Iterable[Score]) -> list[float]:
-    return sorted(ratio for ratio in distinct(scores, "target_ratio") if ratio is not None)
 
 
 def mean_over_seeds(scores: Sequence[Score]) -> Mean:
@@ -143,8 +156,9 @@ def mean_over_seeds(scores: Sequence[Score]) -> Mean:
 def _score(row: dict[str, str]) -> Score:
     return Score(
         task=row["task"],
-        method=row["method"],
+        method=told_apart(row["method"], row["wire"]),
         receiver=row["receiver"],
+        sender=row["sender"],
         wire=row["wire"],
         target_ratio=_number(row["target_ratio"]),
         ratio=_number(row["ratio"]),

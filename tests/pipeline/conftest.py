@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from latentwire.layout import Layout
+
 REPOSITORY = Path(__file__).parents[2]
+SMOKE = "config/smoke.yaml"
 PARTS = ("Snakefile", "workflow", "profiles", "latentwire", "config", "resources")
 
 
@@ -70,6 +73,19 @@ class Repository:
 @pytest.fixture(scope="session")
 def copy_repository(tmp_path_factory) -> Callable[[], Repository]:
     return lambda: Repository(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="session")
+def smoke(copy_repository) -> Repository:
+    """A copy in which the smallest experiment has been run, from data to report."""
+    repository = copy_repository()
+    repository.snakemake("--cores", "2", "--configfile", SMOKE)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def smoke_layout(smoke) -> Layout:
+    return Layout("smoke", smoke.path / "results")
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,12 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import SMOKE
 
 from latentwire.configuration import load_experiment
 from latentwire.data.tables import SCHEMA as EXAMPLE_SCHEMA
 from latentwire.evaluation.predictions import SCHEMA as PREDICTION_SCHEMA
-from latentwire.layout import Layout
 
-CONFIG = "config/smoke.yaml"
 READERS = ("llama", "qwen")
 RECEIVERS = (*READERS, "gemma")
 RATIOS = {4.0, 8.0}
@@ -32,21 +31,14 @@ METRICS = (
 )
 
 
-@pytest.fixture(scope="module")
-def smoke(copy_repository):
-    repository = copy_repository()
-    repository.snakemake("--cores", "2", "--configfile", CONFIG)
-    return repository
+@pytest.fixture
+def layout(smoke_layout):
+    return smoke_layout
 
 
 @pytest.fixture(scope="module")
-def layout(smoke):
-    return Layout("smoke", smoke.path / "results")
-
-
-@pytest.fixture(scope="module")
-def metrics(layout):
-    with layout.metrics.open(newline="") as file:
+def metrics(smoke_layout):
+    with smoke_layout.metrics.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -55,19 +47,19 @@ def read(path):
 
 
 def test_a_second_run_has_nothing_to_do(smoke):
-    outcome = smoke.snakemake("--cores", "2", "--configfile", CONFIG)
+    outcome = smoke.snakemake("--cores", "2", "--configfile", SMOKE)
     assert "Nothing to be done" in outcome.stdout
 
 
 def test_every_declared_file_is_there_and_no_state_is_left(smoke, layout):
-    outputs = smoke.outputs("--configfile", CONFIG)
+    outputs = smoke.outputs("--configfile", SMOKE)
     assert len(outputs) > 30
     assert [path for path in outputs if not path.stat().st_size] == []
     assert not list(layout.state("any").parent.glob("*"))
 
 
 def test_the_configuration_beside_the_results_is_the_whole_one(smoke, layout):
-    assert load_experiment(layout.config) == load_experiment(smoke.path / CONFIG)
+    assert load_experiment(layout.config) == load_experiment(smoke.path / SMOKE)
 
 
 def test_tables_of_questions_keep_their_contract(layout):

@@ -1,35 +1,25 @@
-"""Headline, figures, tables and provenance from small synthetic results."""
+"""Headline, tables and provenance from small synthetic results."""
 
 import csv
 import json
+import sys
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import pytest
 
 from latentwire.config import Experiment
 from latentwire.errors import UserError
 from latentwire.layout import Layout
-from latentwire.reporting.figures import (
-    draw_quality,
-    draw_ratio,
-    draw_training,
-    read_training_log,
-    write_figures,
-)
 from latentwire.reporting.headline import print_headline, write_headline
+from latentwire.reporting.html import Spread, Table, as_csv, html_page
 from latentwire.reporting.provenance import write_provenance
 from latentwire.reporting.scores import METHODS, read_scores
-from latentwire.reporting.tables import Table, html_page
+from latentwire.reporting.tensorboard import write_events
 from latentwire.statistics.metrics import COLUMNS
 
 F1 = {"text": 0.98, "closed_book": 0.10, "truncate_head": 0.35}
 SCRIPT = "</script><script>alert(1)</script>"
-STATISTICS = {
-    "settings": {"correction": "holm", "family": [["latent", "closed_book"]]},
-    "comparisons": [{"receiver": "llama", "p_value": None, "reference_mean_per_seed": {"0": 0.1}}],
-    "non_inferiority": [{"receiver": "llama", "target_ratio": 4.0, "sentence": f"Yes {SCRIPT}"}],
-}
+KEPT = [{"receiver": "llama", "target_ratio": 4.0, "sentence": "No: latents keep less."}]
 
 
 class Results:
@@ -49,16 +39,7 @@ class Results:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-        self.layout.statistics.write_text(json.dumps(STATISTICS))
-        for seed in self.experiment.seeds:
-            log = self.layout.wire("shared", seed) / "metrics.jsonl"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            steps = [
-                {"step": step, "loss": 1 / step, "cross_entropy": 0.5 / step} for step in (1, 2)
-            ]
-            steps[-1] |= {"dev/llama/4x/cross_entropy": 0.3, "dev/llama/4x/relative_f1": 0.9}
-            steps[-1]["seconds"] = 90.0
-            log.write_text("".join(json.dumps(step) + "\n" for step in steps))
+        self.layout.statistics.write_text(json.dumps({"non_inferiority": KEPT}))
 
     def rows(self):
         for method, f1 in self.f1.items():
@@ -212,6 +193,19 @@ def test_text_methods_alone_have_a_headline(tmp_path):
     assert results.headline()["verdicts"] == []
 
 
+def test_the_headline_says_whether_the_text_score_is_maintained(tmp_path):
+    verdicts = Results(tmp_path).headline()["verdicts"]
+    assert verdicts[1] == "On llama at 4x: No: latents keep less."
+    assert not any(verdict.startswith("On qwen at 4x: No") for verdict in verdicts)
+
+
+def test_no_two_methods_look_the_same():
+    looks = list(METHODS.values())
+    assert len({look.label for look in looks}) == len(looks)
+    assert len({look.colour for look in looks}) == len(looks)
+    assert len({(look.colour, look.marker) for look in looks}) == len(looks)
+
+
 def test_printed_headline_names_every_score_and_the_report(tmp_path, capsys):
     results = Results(tmp_path)
     results.headline()
@@ -264,84 +258,24 @@ def test_a_missing_or_malformed_metrics_table_is_refused(tmp_path, content):
         read_scores(path)
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    results = Results(tmp_path_factory.mktemp("results"), seeds=(1, 2))
-    results.headline()
-    write_figures(results.experiment, results.layout)
-    return results
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("quality", ["llama", "qwen", "latents", "full text", "F1"]),
-        ("tasks", ["pocket_unseen_names", "llama", "qwen"]),
-        ("ratio", ["4x", "8x", "measured compression ratio", "truncated text", "no text"]),
-        ("controls", ["4x", "8x", "shuffled latents"]),
-        (
-            "training",
-            ["cross-entropy, seed 1", "cross-entropy, seed 2", "llama/4x, seed 1", "minutes"],
-        ),
-        ("cost", ["bytes sent per question", "seconds per question"]),
-    ],
-)
-def test_figures_are_vector_drawings_with_their_words(drawn, name, words):
-    figure = ElementTree.parse(drawn.layout.figure(name)).getroot()
-    texts = {"".join(node.itertext()).strip() for node in figure.iter() if "text" in node.tag}
-    assert set(words) <= texts
-
-
-def test_relative_f1_is_drawn_against_minutes(drawn):
-    log = drawn.layout.wire("shared", 1) / "metrics.jsonl"
-    *_, curves = draw_training({"seed 1": read_training_log(log)}).axes
-    assert [line.get_xydata().tolist() for line in curves.lines] == [[[1.5, 0.9]]]
-
-
-def test_compression_is_drawn_from_none_on(drawn):
-    for panel in draw_ratio(read_scores(drawn.layout.metrics)).axes:
-        left, right = panel.get_xlim()
-        assert left == 1
-        assert right > 8.1
-
-
-def test_figures_are_the_same_bytes_again(drawn):
-    before = {path: path.read_bytes() for path in drawn.layout.figure("x").parent.iterdir()}
-    write_figures(drawn.experiment, drawn.layout)
-    assert before == {path: path.read_bytes() for path in before}
-
-
-@pytest.mark.parametrize("name", ["headline", "metrics", "statistics"])
-def test_tables_escape_text_and_load_nothing(drawn, name):
-    page = Page(drawn.layout.table(name).read_text())
-    assert page.scripts == 1
-    assert page.addresses == []
-    assert len(page.cells) > 2
-
-
-def test_a_legend_wider_than_the_panels_is_not_cut_off(tmp_path):
-    methods = list(METHODS)[3:]
-    results = Results(tmp_path, **dict.fromkeys(methods, 0.5))
-    figure = draw_quality(read_scores(results.layout.metrics))
-    figure.draw_without_rendering()
-    inches = figure.legends[0].get_window_extent().width / figure.dpi
-    assert inches > figure.get_figwidth()
-    write_headline(results.experiment, results.layout)
-    write_figures(results.experiment, results.layout)
-    drawing = ElementTree.parse(results.layout.figure("quality")).getroot()
-    assert float(drawing.get("width").removesuffix("pt")) >= 72 * inches
-
-
-def test_headline_page_tells_verdicts_and_non_inferiority(drawn):
-    text = drawn.layout.table("headline").read_text()
-    assert "latents beat text of the same length" in text
-    assert "llama at 4x: Yes &lt;/script&gt;" in text
-
-
-def test_table_cells_keep_their_exact_value_for_sorting():
-    page = html_page("t", [], [Table("c", ["name", "x"], [[SCRIPT, 0.123456789], ["b", None]])])
+def test_table_cells_are_text_and_keep_their_exact_value_for_sorting():
+    rows = [[SCRIPT, 0.123456789], ["b", None], ["c", Spread(0.5, (0.25, 0.75))]]
+    page = html_page("t", [SCRIPT], [Table(SCRIPT, ["name", "x"], rows)])
     assert 'data-value="0.123456789"' in page
-    assert Page(page).cells == [SCRIPT, "0.1235", "b", "–"]
+    assert 'data-value="0.5"' in page
+    read = Page(page)
+    assert read.cells == [SCRIPT, "0.123", "b", "–", "c", "0.500 0.250 – 0.750"]
+    assert read.scripts == 1
+    assert read.addresses == []
+
+
+def test_a_table_for_programs_keeps_ranges_apart():
+    rows = [["a", Spread(0.5, (0.25, 0.75))], ["b", Spread(None, None)]]
+    assert as_csv(Table("c", ["name", "x"], rows)).splitlines() == [
+        "name,x,x low,x high",
+        "a,0.5,0.25,0.75",
+        "b,,,",
+    ]
 
 
 def test_provenance_names_commit_versions_hardware_and_configuration(tmp_path):
@@ -352,7 +286,7 @@ def test_provenance_names_commit_versions_hardware_and_configuration(tmp_path):
     assert facts["threads"] == experiment.threads
     assert facts["hardware"]["num_cpus"] >= 1
     assert len(facts["config_sha256"]) == 64
-    assert "wire.encoder.backbone" in Page(layout.table("provenance").read_text()).cells
+    assert "wire.encoder.backbone" in Page(layout.page("provenance").read_text()).cells
 
 
 def test_provenance_changes_with_the_configuration_only(tmp_path):
@@ -374,5 +308,31 @@ def test_provenance_without_git_says_unknown(tmp_path, monkeypatch):
     facts = json.loads(layout.provenance.read_text())
     assert facts["commit"] is None
     assert facts["dirty"] is None
-    cells = Page(layout.table("provenance").read_text()).cells
+    cells = Page(layout.page("provenance").read_text()).cells
     assert cells[cells.index("commit") + 1] == "unknown"
+
+
+def test_a_training_log_is_written_for_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    layout = Layout("pocket", tmp_path)
+    done, going_on = layout.wire("shared", 1), layout.state("shared-seed1")
+    for folder, losses in ((done, [3.0, 2.0]), (going_on, [1.0])):
+        folder.mkdir(parents=True)
+        rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def losses():
+        write_events(layout, "shared", 1)
+        events = EventAccumulator(str(layout.events("shared-seed1"))).Reload()
+        return [(event.step, event.value) for event in events.Scalars("loss")]
+
+    assert losses() == [(1, 1.0)]
+    (going_on / "metrics.jsonl").unlink()
+    assert losses() == [(1, 3.0), (2, 2.0)]
+
+
+def test_tensorboard_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"latentwire\[tensorboard\]"):
+        write_events(Layout("pocket", tmp_path), "shared", 1)

@@ -35,8 +35,34 @@ NUM_GPUS = 1 if EXPERIMENT.device == "cuda" else 0
 TRAINS_COMPRESSOR = (
     Method.llmlingua2 in EXPERIMENT.evaluation.methods and EXPERIMENT.baselines.llmlingua2 is None
 )
-FIGURES = ["quality", "tasks", "ratio", "controls", "training", "cost"]
-FIGURES += ["probe"] if EXPERIMENT.probe else []
+RELAYS = [
+    method
+    for own in WIRES.values()
+    for method in own.evaluation.wire_methods
+    if method.startswith("telepathy")
+]
+
+# The pages of the report: category and label. The caption has the page's name.
+PAGES = {
+    "headline": ("Overview", "Headline"),
+    "quality": ("Quality", "Every method, receiver and budget"),
+    "breakdown": ("Quality", "F1 by task, length and question"),
+    "examples": ("Quality", "Examples: passage, question and answers"),
+    "metrics": ("Quality", "All metrics"),
+    "ratio": ("Compression", "F1 against compression ratio"),
+    "bytes": ("Compression", "F1 against bytes sent"),
+    "baselines": ("Baselines", "Latents and their opponents"),
+    "controls": ("Controls", "Is the message read?"),
+    "statistics": ("Statistics", "Declared comparisons"),
+    "non_inferiority": ("Statistics", "Is the text score maintained?"),
+    "training": ("Training", "Training curves"),
+    "cost": ("Cost", "Cost beside quality"),
+}
+if EXPERIMENT.probe:
+    PAGES["probe"] = ("Probe", "Is the answer in the sender's states?")
+if RELAYS:
+    PAGES["telepathy"] = ("Telepathy", "F1 by sender and receiver")
+FIGURES = [page for page in PAGES if page not in ("quality", "examples", "metrics")]
 
 # The module that runs a stage and the configuration keys that it reads. These and no others make
 # the stage run again; editing a module reruns the stages that import it.
@@ -115,7 +141,17 @@ STAGES = {
         ["evaluation.methods", "variants", "statistics"],
     ),
     "headline": ("latentwire.reporting.headline", ["seeds"]),
-    "figures": ("latentwire.reporting.figures", ["seeds"]),
+    "figures": (
+        "latentwire.reporting.pages",
+        [
+            "seeds",
+            "evaluation.methods",
+            "variants",
+            "statistics.confidence",
+            "statistics.resamples",
+            "statistics.seed",
+        ],
+    ),
     "provenance": ("latentwire.reporting.provenance", list(type(EXPERIMENT).model_fields)),
 }
 
@@ -317,12 +353,15 @@ def result_files():
         LAYOUT.statistical_report,
         LAYOUT.headline,
         LAYOUT.provenance,
-        LAYOUT.table("headline"),
-        LAYOUT.table("metrics"),
-        LAYOUT.table("statistics"),
-        LAYOUT.table("provenance"),
-        *[LAYOUT.figure(figure) for figure in FIGURES],
+        LAYOUT.page("provenance"),
+        *[LAYOUT.page(page) for page in PAGES],
+        *drawn_files(),
     ]
+
+
+def drawn_files():
+    """The drawings and the numbers behind them, for use outside of the report."""
+    return [file for name in FIGURES for file in (LAYOUT.figure(name), LAYOUT.table(name))]
 
 
 def write_resolved_config():

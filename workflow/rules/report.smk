@@ -1,6 +1,7 @@
 rule headline:
     input:
         LAYOUT.metrics,
+        LAYOUT.statistics,
     output:
         LAYOUT.headline,
     log:
@@ -25,8 +26,8 @@ rule provenance:
         LAYOUT.metrics,
     output:
         LAYOUT.provenance,
-        table=report(
-            LAYOUT.table("provenance"),
+        page=report(
+            LAYOUT.page("provenance"),
             caption="../report/provenance.rst",
             category="Provenance",
             labels={"what": "Commit, versions, hardware, configuration"},
@@ -53,72 +54,20 @@ rule figures:
         metrics=LAYOUT.metrics,
         statistics=LAYOUT.statistics,
         headline=LAYOUT.headline,
+        test=LAYOUT.split("test"),
+        predictions=all_predictions(),
         training=[run / "metrics.jsonl" for run in wire_runs()],
         probes=all_probes(),
     output:
-        headline=report(
-            LAYOUT.table("headline"),
-            caption="../report/headline.rst",
-            category="Overview",
-            labels={"what": "Headline"},
-        ),
-        quality=report(
-            LAYOUT.figure("quality"),
-            caption="../report/quality.rst",
-            category="Quality",
-            labels={"what": "F1 of every method", "form": "figure"},
-        ),
-        tasks=report(
-            LAYOUT.figure("tasks"),
-            caption="../report/tasks.rst",
-            category="Quality",
-            labels={"what": "F1 by task", "form": "figure"},
-        ),
-        metrics=report(
-            LAYOUT.table("metrics"),
-            caption="../report/metrics.rst",
-            category="Quality",
-            labels={"what": "All metrics", "form": "table"},
-        ),
-        ratio=report(
-            LAYOUT.figure("ratio"),
-            caption="../report/ratio.rst",
-            category="Compression",
-            labels={"what": "F1 against compression ratio"},
-        ),
-        controls=report(
-            LAYOUT.figure("controls"),
-            caption="../report/controls.rst",
-            category="Controls",
-            labels={"what": "Is the message read?"},
-        ),
-        statistics=report(
-            LAYOUT.table("statistics"),
-            caption="../report/statistics.rst",
-            category="Statistics",
-            labels={"what": "Declared comparisons"},
-        ),
-        training=report(
-            LAYOUT.figure("training"),
-            caption="../report/training.rst",
-            category="Training",
-            labels={"what": "Training curves"},
-        ),
-        cost=report(
-            LAYOUT.figure("cost"),
-            caption="../report/cost.rst",
-            category="Cost",
-            labels={"what": "Bytes and seconds per question"},
-        ),
-        probe=[
+        drawn_files(),
+        pages=[
             report(
-                LAYOUT.figure(figure),
-                caption="../report/probe.rst",
-                category="Probe",
-                labels={"what": "Is the answer in the sender's states?"},
+                LAYOUT.page(page),
+                caption=f"../report/{page}.rst",
+                category=category,
+                labels={"what": label},
             )
-            for figure in FIGURES
-            if figure == "probe"
+            for page, (category, label) in PAGES.items()
         ],
     log:
         LAYOUT.log("figures"),
@@ -132,7 +81,7 @@ rule figures:
         settings=settings("figures"),
         code=code("figures"),
     message:
-        "Drawing figures and tables"
+        "Drawing figures and writing pages"
     shell:
         "exec python -m latentwire figures --config {params.config:q}"
 
