@@ -258,7 +258,8 @@ function filter() {
   if (shown.length) shown[0].open = true;
 }
 
-document.querySelector("form").addEventListener("input", filter);
+document.querySelector("form").addEventListener("change", filter);
+field("words").addEventListener("input", filter);
 document.querySelector("form").addEventListener("submit", event => event.preventDefault());
 filter();
 """

@@ -1,4 +1,5 @@
 # What the rules share: the experiment, its paths, and what each stage depends on besides its files.
+import os
 import re
 import shlex
 import sys
@@ -15,6 +16,10 @@ from latentwire.layout import Layout
 
 # A stage runs under the interpreter that runs Snakemake, whether its environment is active or not.
 shell.prefix(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+
+# The report has pages of the name "Statistics" both of Snakemake's and of ours; where a caption links
+# is of no matter here, but docutils would warn readers in every caption.
+os.environ["DOCUTILSCONFIG"] = "workflow/report/docutils.conf"
 
 
 def load_experiment():
