@@ -70,20 +70,15 @@ class Pair:
     @classmethod
     def of(cls, own: SeedScores, other: SeedScores) -> "Pair":
         """Seed by seed, if both have the same ones or one method has a single one."""
-        own_seeds, other_seeds = list(own.f1), list(other.f1)
-        if own_seeds == other_seeds or len(other_seeds) == 1:
-            names = own_seeds
-        elif len(own_seeds) == 1:
-            names = other_seeds
+        if own.f1.keys() == other.f1.keys() or 1 in (len(own.f1), len(other.f1)):
+            seeds = [str(seed) for seed in max(own.f1, other.f1, key=len)]
         else:
-            names = None
-        return cls(
-            None if names is None else list(map(str, names)),
-            *(
-                paired_seed_scores(*(_rows(scores, names) for scores in (first, second)))
-                for first, second in ((own.f1, other.f1), (own.em, other.em))
-            ),
+            seeds = None
+        f1, em = (
+            paired_seed_scores(_rows(first, seeds), _rows(second, seeds))
+            for first, second in ((own.f1, other.f1), (own.em, other.em))
         )
+        return cls(seeds, f1, em)
 
 
 def write_statistics(experiment: Experiment, layout: Layout) -> None:
@@ -223,15 +218,13 @@ def _effect_sizes(
 def _assuming_independence(pair: Pair) -> dict[str, Any]:
     """Wilcoxon of F1 averaged over seeds, McNemar of EM for each seed; they carry no claim."""
     wilcoxon = wilcoxon_test(*pair.mean_f1)
-    mcnemar = {
-        seed: mcnemar_test(own, other)
-        for seed, own, other in zip(pair.seeds or [], *pair.em, strict=pair.seeds is not None)
-    }
+    by_seed = zip(pair.seeds, *pair.em, strict=True) if pair.seeds else ()
     return {
         "assumption": ASSUMPTION,
         "wilcoxon": {"metric": METRIC} | _outcome(wilcoxon),
         "mcnemar_per_seed": {
-            seed: {"metric": "em"} | _outcome(test) for seed, test in mcnemar.items()
+            seed: {"metric": "em"} | _outcome(mcnemar_test(own, other))
+            for seed, own, other in by_seed
         },
     }
 
@@ -379,13 +372,14 @@ def scores_of(answers: list[Answers], method: Method, target_ratio: float | None
     of_method = [own for own in answers if own.method == method]
     runs = [own for own in of_method if own.target_ratio == target_ratio]
     runs = runs or [own for own in of_method if own.target_ratio is None]
+    runs.sort(key=lambda own: own.seed)
     return SeedScores(
         f1={own.seed: own.columns[METRIC] for own in runs},
         em={own.seed: own.columns["em"] for own in runs},
     )
 
 
-def _rows(scores: dict[int, Floats], seeds: list[int] | None) -> Floats:
+def _rows(scores: dict[int, Floats], seeds: list[str] | None) -> Floats:
     """`[seeds, examples]`, or the mean over seeds where these cannot be paired."""
     rows = np.stack(list(scores.values()))
     return rows.mean(axis=0) if seeds is None else rows

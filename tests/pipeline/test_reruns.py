@@ -3,8 +3,9 @@
 import pytest
 
 REPORT = {"report", "all"}
-AFTER_STATISTICS = {"figures"} | REPORT
-AFTER_METRICS = {"metrics", "headline", "provenance"} | AFTER_STATISTICS
+AFTER_HEADLINE = {"figures"} | REPORT
+AFTER_STATISTICS = {"headline"} | AFTER_HEADLINE
+AFTER_METRICS = {"metrics", "provenance"} | AFTER_STATISTICS
 AFTER_EVALUATION = {"statistics"} | AFTER_METRICS
 AFTER_TRAINING = {"evaluate_wire"} | AFTER_EVALUATION
 AFTER_PREPARE = {
@@ -30,7 +31,8 @@ def test_nothing_is_run_again_without_a_reason(finished):
         ("latentwire/evaluation/evaluate.py", {"evaluate_text"} | AFTER_TRAINING),
         ("latentwire/statistics/metrics.py", AFTER_METRICS),
         ("latentwire/statistics/comparisons.py", {"statistics"} | AFTER_STATISTICS),
-        ("latentwire/reporting/figures.py", AFTER_STATISTICS),
+        ("latentwire/reporting/headline.py", AFTER_STATISTICS),
+        ("latentwire/reporting/figures.py", AFTER_HEADLINE),
         ("latentwire/reporting/provenance.py", {"provenance"} | REPORT),
         ("workflow/report/ratio.rst", REPORT),
         # Bundled receivers do not depend on how they were once made.
