@@ -240,6 +240,9 @@ def _non_inferiority(rng: np.random.Generator, seed: int, text: float, count: in
         method = right * _right(rng, 0.3, 1 - loss, count)
         result = non_inferiority_test(method, right, 0.03, RESAMPLES, seed, _passages(count))
         outcomes[f"claims non-inferiority {name}"] = result.verdict == "non-inferior"
+        contrasts = (method - 0.97 * right).reshape(count, CLUSTER_SIZE).mean(axis=1)
+        t_test = scipy.stats.ttest_1samp(contrasts, 0, alternative="greater")
+        outcomes[f"a t-test over passages would claim it {name}"] = t_test.pvalue <= 0.05
     return outcomes
 
 

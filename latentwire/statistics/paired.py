@@ -184,7 +184,7 @@ def non_inferiority_test(
     The reference's mean is estimated too, so that a fixed margin would be too sure of itself; as a
     contrast per example it carries its own error. The bound is that of a one-sided clustered BCa
     interval and the p-value is the level at which it turns: close to a ceiling, where the contrast
-    is skewed, a centred bootstrap or a t-test claims non-inferiority two to three times too often.
+    is skewed, a t-test or a centred bootstrap claims non-inferiority two to three times too often.
 
     Args:
         scores, reference: `[examples]`, or `[seeds, examples]`, in the same order; more is better.
