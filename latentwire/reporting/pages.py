@@ -77,7 +77,7 @@ def _pages(
     yield "quality", quality_page(series, basis)
     yield "breakdown", breakdown_page(break_down(experiment, compared, questions), basis)
     yield "metrics", metrics_page(scores)
-    yield "ratio", _quality_figure("F1 against compression ratio", draw_ratio, compared, basis)
+    yield "ratio", ratio_page(compared, basis)
     yield "bytes", bytes_page(compared, basis)
     yield "baselines", baselines_page(series, basis)
     yield "controls", controls_page(series, scores, basis)
@@ -169,10 +169,10 @@ def metrics_page(scores: Sequence[Score]) -> Page:
     return Page("All metrics", [words], [Table("One row per measured value", columns, rows)])
 
 
-def _quality_figure(
-    title: str, draw: Callable[[Sequence[Series]], Figure], series: Sequence[Series], basis: str
-) -> Page:
-    return Page(title, [basis], [_quality_table("The numbers", series)], lambda: draw(series))
+def ratio_page(series: Sequence[Series], basis: str) -> Page:
+    """What a ratio costs."""
+    table = _quality_table("The numbers", series)
+    return Page("F1 against compression ratio", [basis], [table], lambda: draw_ratio(series))
 
 
 def bytes_page(series: Sequence[Series], basis: str) -> Page:
