@@ -20,13 +20,13 @@ from transformers import BertConfig, BertForTokenClassification, PreTrainedToken
 
 from latentwire.config import Experiment
 from latentwire.data.tables import Example, group_by_passage, read_examples
-from latentwire.files import copy_file, save_pretrained
+from latentwire.files import copy_file, discard_partial, file_digest, save_pretrained
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout, Split
 from latentwire.receivers.packing import pad_rows
 from latentwire.training.batches import BatchOrder
 from latentwire.training.loop import METRICS, Schedule, fit
-from latentwire.training.state import StateDirectory
+from latentwire.training.state import Identity, StateDirectory
 
 _VOCABULARY = 2048
 _SPECIAL_TOKENS = {
@@ -57,6 +57,13 @@ def train_compressor(experiment: Experiment, layout: Layout) -> None:
     Raises:
         UserError: if the data are missing, or a saved state belongs to another run.
     """
+    with StateDirectory(layout.state("compressor"), _identity(experiment, layout)) as state:
+        if not state.is_done(layout.compressor):
+            _train(experiment, layout, state)
+            state.finish(layout.compressor)
+
+
+def _train(experiment: Experiment, layout: Layout, state: StateDirectory) -> None:
     torch.manual_seed(_SEED)
     task = KeepWordsTask(experiment, layout)
     settings = experiment.baselines
@@ -68,16 +75,23 @@ def train_compressor(experiment: Experiment, layout: Layout) -> None:
         dev_every_steps=settings.steps,
         checkpoint_interval_seconds=experiment.training.checkpoint_interval_seconds,
     )
-    identity = {
-        "settings": experiment.model_dump(mode="json", include={"data", "baselines", "threads"}),
-        "code": code_fingerprint("latentwire.baselines.classifier"),
-        "torch": str(torch.__version__),
-    }
-    state = StateDirectory(layout.state("compressor"), identity)
     metrics = fit(task, schedule, state)
+    discard_partial(layout.compressor)
     copy_file(metrics, layout.compressor / METRICS)
     save_pretrained(layout.compressor, task.module, task.tokenizer)
-    state.remove()
+
+
+def _identity(experiment: Experiment, layout: Layout) -> Identity:
+    sections = {"data", "baselines", "threads", "device"}
+    inputs = [layout.split("train"), layout.split("dev")]
+    return Identity(
+        {
+            "settings": experiment.model_dump(mode="json", include=sections),
+            "inputs": {path.name: file_digest(path) for path in inputs},
+        },
+        code_fingerprint("latentwire.baselines.classifier"),
+        experiment.training.resume_across_code,
+    )
 
 
 @dataclass(frozen=True)
