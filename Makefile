@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo test soak lint format lock clean
 
 PYTHON ?= python3
 CORES ?= 2
@@ -20,6 +20,9 @@ demo: $(INSTALLED) ## Run the pocket experiment, from data to report, and show i
 
 test: $(INSTALLED) ## Run the tests
 	$(IN_VENV) python -m pytest
+
+soak: $(INSTALLED) ## Kill trainings at 200 moments; the tests do at 20
+	$(IN_VENV) KILL_POINTS=200 python -m pytest tests/unit/test_kill_points.py
 
 lint: $(INSTALLED) ## Check style, types and workflow
 	$(IN_VENV) ruff check

@@ -38,7 +38,7 @@ def requeue_if_taken(wait_seconds: float = _KILLED_WITHIN_SECONDS) -> None:
     _free_gpu()
     # SLURM ends the job by another TERM, and would call it failed if it left at that.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    asked = _run("scontrol", "requeue", job_id)
+    asked = run_command("scontrol", "requeue", job_id)
     if asked.returncode != 0:
         logger.error("SLURM does not queue job %s again: %s", job_id, asked.stderr.strip())
         return
@@ -66,7 +66,7 @@ def why_taken(job: Mapping[str, str]) -> str | None:
 
 def show_job(job_id: str) -> dict[str, str]:
     """The fields of `scontrol show job`; none if SLURM does not answer."""
-    shown = _run("scontrol", "show", "job", job_id)
+    shown = run_command("scontrol", "show", "job", job_id)
     return parse_fields(shown.stdout) if shown.returncode == 0 else {}
 
 
@@ -88,7 +88,7 @@ def is_job_running(job_id: str) -> bool | None:
     """Whether a job may have processes; none if SLURM is not here or does not answer."""
     if not has_slurm():
         return None
-    shown = _run("squeue", "--noheader", "--jobs", job_id, "--format", "%T")
+    shown = run_command("squeue", "--noheader", "--jobs", job_id, "--format", "%T")
     if shown.returncode != 0:
         # SLURM forgets a job some minutes after its end.
         return False if "Invalid job id" in shown.stderr else None
@@ -104,7 +104,7 @@ def refuse_login_node() -> None:
     if os.environ.get(JOB_ID) or not has_slurm():
         return
     # Fails where the commands are installed but no cluster is.
-    nodes = _run("sinfo", "--noheader", "--Node", "--format", "%n %N")
+    nodes = run_command("sinfo", "--noheader", "--Node", "--format", "%n %N")
     if nodes.returncode == 0 and _host_name() not in nodes.stdout.split():
         raise UserError(
             f"{_host_name()} is a login node of a SLURM cluster, where nothing is trained. Run "
@@ -127,7 +127,8 @@ def _free_gpu() -> None:
         sys.modules["torch"].cuda.empty_cache()
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
+def run_command(*command: str) -> subprocess.CompletedProcess[str]:
+    """Runs one of SLURM's commands; one that is missing or hangs has failed."""
     try:
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS
