@@ -21,8 +21,9 @@ demo: $(INSTALLED) ## Run the pocket experiment, from data to report, and show i
 test: $(INSTALLED) ## Run the tests
 	$(IN_VENV) python -m pytest
 
-soak: $(INSTALLED) ## Run the long simulations of the statistics
+soak: $(INSTALLED) ## Run the long simulations of the statistics, and kill trainings at 200 moments
 	$(IN_VENV) python benchmarks/statistics_simulation.py
+	$(IN_VENV) KILL_POINTS=200 python -m pytest tests/unit/test_kill_points.py
 
 lint: $(INSTALLED) ## Check style, types and workflow
 	$(IN_VENV) ruff check

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from latentwire.errors import UserError
+from latentwire.cluster.signals import interruptible
+from latentwire.cluster.slurm import refuse_login_node, requeue_if_taken
+from latentwire.errors import Interrupted, UserError
 from latentwire.layout import Layout
 
 if TYPE_CHECKING:
@@ -44,10 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb.
 
     Returns:
-        The exit code: 0 for success, 2 for bad input, 1 for a failure of our own.
+        The exit code: 0 for success, 2 for bad input, 1 for a failure of our own, 128 + N after
+        signal N.
     """
     with contextlib.ExitStack() as handlers:
         handlers.enter_context(_log_to(logging.StreamHandler()))
+        handlers.enter_context(interruptible())
         try:
             _run(list(sys.argv[1:] if arguments is None else arguments), handlers)
         except UserError as error:
@@ -56,13 +61,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             logger.error("interrupted")
             return INTERRUPTED
+        except Interrupted as stop:
+            logger.error("stopped by %s", stop.signal.name)
+            stopped_by = stop.signal
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 logger.error("%s. Free space, then run the stage again", error)
                 return USER_ERROR
             logger.exception("the stage failed; this is a fault of the program")
             return FAILURE
-    return 0
+        else:
+            return 0
+        # From here on nothing holds the stage's models any more.
+        if stopped_by != signal.SIGINT:
+            requeue_if_taken()
+        return 128 + stopped_by
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,7 @@ class Verb:
         uses_torch: whether to set torch's threads first.
         uses_device: whether models run on the experiment's device, which must then be there.
         writes: whether it writes below the experiment's folder, and so keeps a log there.
+        trains: whether it has to be forced on the login node of a cluster.
     """
 
     run: "Callable[[Experiment, Layout, argparse.Namespace], None]"
@@ -84,6 +98,7 @@ class Verb:
     uses_torch: bool = False
     uses_device: bool = False
     writes: bool = True
+    trains: bool = False
 
 
 def _run(arguments: list[str], handlers: contextlib.ExitStack) -> None:
@@ -98,6 +113,8 @@ def _run(arguments: list[str], handlers: contextlib.ExitStack) -> None:
     experiment = load_experiment(options.config, _parse_overrides(rest, verb))
     layout = Layout(experiment.experiment, options.results)
     _complete(options, experiment)
+    if verb.trains and not options.force:
+        refuse_login_node()
     if verb.writes:
         _check_writable(layout)
         log = layout.log(_stage(options))
@@ -154,6 +171,9 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 _OPTION_KINDS: dict[str, dict[str, Any]] = {
     "--seed": {"type": int},
     "--write": {"action": "store_true"},
+    "--force": {"action": "store_true"},
+    "--json": {"action": "store_true"},
+    "--profile": {"type": Path, "default": Path("profiles/slurm")},
     "--name": {"required": True},
     "--receiver": {"required": True},
     "--method": {"required": True},
@@ -279,6 +299,8 @@ def _set_threads(experiment: "Experiment", verb: Verb) -> None:
     """Sets the number of threads, which the numerics depend on, before any library starts them."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(experiment.threads)
+    # The size of a workspace that makes matrix products on a GPU deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if not verb.uses_torch:
         return
     import torch
@@ -289,11 +311,18 @@ def _set_threads(experiment: "Experiment", verb: Verb) -> None:
             "device: 'cuda', but torch finds no GPU here; run on a machine with one, or set "
             "--device cpu"
         )
+    if verb.uses_device and experiment.device == "cuda":
+        # Where there is no deterministic algorithm, torch warns.
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _receiver(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.config import ReceiverSource
     from latentwire.receivers.build import build_receiver
 
+    settings = next(own for own in experiment.receivers if own.name == options.name)
+    if settings.source == ReceiverSource.pretrain and not options.force:
+        refuse_login_node()
     build_receiver(experiment, layout, options.name)
 
 
@@ -416,6 +445,18 @@ def _show(experiment: "Experiment", layout: Layout, options: argparse.Namespace)
     print_headline(layout)
 
 
+def _status(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.cluster.status import print_status
+
+    print_status(layout, as_json=options.json)
+
+
+def _doctor(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.cluster.doctor import print_checks
+
+    print_checks(experiment, layout, options.profile, as_json=options.json)
+
+
 def _config(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.configuration import dump_yaml
 
@@ -431,12 +472,14 @@ def _write_config_files() -> None:
 
 _WIRE = ("--wire", "name of the wire (default: the experiment's)")
 _SEED = ("--seed", "one of the wire's seeds (default: its first)")
+_FORCE = ("--force", "train even on the login node of a SLURM cluster")
+_JSON = ("--json", "print JSON instead of text")
 
 VERBS: dict[str, Verb] = {
     "receiver": Verb(
         _receiver,
         "prepare one receiver: bundled, pretrained here, local or from the hub",
-        (("--name", "name of the receiver"),),
+        (("--name", "name of the receiver"), _FORCE),
         uses_torch=True,
     ),
     "prepare": Verb(
@@ -445,20 +488,24 @@ VERBS: dict[str, Verb] = {
     "train-wire": Verb(
         _train_wire,
         "train the encoder and the adapters",
-        (_WIRE, _SEED),
+        (_WIRE, _SEED, _FORCE),
+        trains=True,
         uses_torch=True,
         uses_device=True,
     ),
     "adapt": Verb(
         _adapt,
         "train adapters of further receivers for the frozen encoder of a trained wire",
-        (_WIRE, _SEED),
+        (_WIRE, _SEED, _FORCE),
+        trains=True,
         uses_torch=True,
         uses_device=True,
     ),
     "train-compressor": Verb(
         _train_compressor,
         "train a small token classifier for LLMLingua-2",
+        (_FORCE,),
+        trains=True,
         uses_torch=True,
         uses_device=True,
     ),
@@ -532,6 +579,19 @@ VERBS: dict[str, Verb] = {
         (_WIRE, _SEED),
     ),
     "show": Verb(_show, "print the headline table and where the report is", writes=False),
+    "status": Verb(
+        _status,
+        "say how far each training is, how long it will take and where it runs",
+        (_JSON,),
+        writes=False,
+    ),
+    "doctor": Verb(
+        _doctor,
+        "check versions, device, memory, disk, hub and SLURM, and say how to mend what is wrong",
+        (("--profile", "profile of Snakemake to check (default: %(default)s)"), _JSON),
+        uses_torch=True,
+        writes=False,
+    ),
     "config": Verb(
         _config,
         "print the complete experiment, or write the generated files",

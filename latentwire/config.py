@@ -419,12 +419,20 @@ class Training(Section):
     checkpoint_interval_seconds: float = Field(
         300, gt=0, description="Seconds between saves of the training state."
     )
+    resume_across_code: bool = Field(
+        False,
+        description="Goes on with a training state that other code saved; resumes.json says so.",
+    )
 
     @model_validator(mode="after")
     def _length(self) -> "Training":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
         return self
+
+
+NOT_SCIENCE = {"training": {"checkpoint_interval_seconds", "resume_across_code"}}
+"""Keys that decide when a training is saved and resumed, not what it makes."""
 
 
 class Method(StrEnum):

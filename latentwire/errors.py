@@ -1,4 +1,6 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read."""
+
+import signal
 
 
 class UserError(Exception):
@@ -6,3 +8,15 @@ class UserError(Exception):
 
     The command line prints its message without a traceback and exits with 2.
     """
+
+
+class Interrupted(SystemExit):
+    """A stage was asked to end, and has left things so that it can go on. Exits with 128 + N.
+
+    Args:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)

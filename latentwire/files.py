@@ -2,6 +2,7 @@
 one."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from safetensors import SafetensorError
 
 from latentwire.errors import UserError
 
+_PARTIAL = ".partial-"
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -24,7 +27,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PARTIAL}{path.name}.")
         os.close(handle)
         temporary = Path(name)
         try:
@@ -41,6 +44,25 @@ def whole_file(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {reason}. An earlier version of the file is untouched. Free "
             "space or make the folder writable, then run the stage again."
         ) from error
+
+
+def discard_partial(directory: Path) -> None:
+    """Deletes what writers that were killed left in a folder in which nobody else writes."""
+    for path in directory.glob(f"{_PARTIAL}*"):
+        path.unlink()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        UserError: if it is missing.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the stage that makes it first") from None
 
 
 def copy_file(source: Path, target: Path) -> None:

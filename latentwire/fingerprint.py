@@ -2,7 +2,8 @@
 
 Whoever runs a stage by a command does not see what is behind it; the fingerprint says when the
 code of a stage has changed. The modules directly under `latentwire/` are left out: they hold
-settings, paths and the command line, and a change in those shows by itself.
+settings, paths and the command line, and a change in those shows by itself. So are those of
+`latentwire.cluster`: where and when a stage runs is not what it computes.
 """
 
 import ast
@@ -65,7 +66,11 @@ def _with_ancestors(name: str) -> Iterator[str]:
 
 def _is_in_subpackage(name: str) -> bool:
     source = _source(name)
-    return name.startswith("latentwire.") and source is not None and source.parent != PACKAGE
+    return (
+        name.startswith("latentwire.")
+        and source is not None
+        and source.parent not in (PACKAGE, PACKAGE / "cluster")
+    )
 
 
 def _source(name: str) -> Path | None:

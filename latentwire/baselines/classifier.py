@@ -20,13 +20,13 @@ from transformers import BertConfig, BertForTokenClassification, PreTrainedToken
 
 from latentwire.config import Experiment
 from latentwire.data.tables import Example, group_by_passage, read_examples
-from latentwire.files import copy_file, save_pretrained
+from latentwire.files import copy_file, discard_partial, file_digest, save_pretrained
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout, Split
 from latentwire.receivers.packing import pad_rows
 from latentwire.training.batches import BatchOrder
 from latentwire.training.loop import METRICS, Schedule, fit
-from latentwire.training.state import StateDirectory
+from latentwire.training.state import Identity, StateDirectory
 
 _VOCABULARY = 2048
 _SPECIAL_TOKENS = {
@@ -36,6 +36,7 @@ _SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_CONTINUES = "##"
 # The longest chunk that the package hands to a classifier.
 _POSITIONS = 512
 _SIZES: dict[str, Any] = {
@@ -57,6 +58,13 @@ def train_compressor(experiment: Experiment, layout: Layout) -> None:
     Raises:
         UserError: if the data are missing, or a saved state belongs to another run.
     """
+    with StateDirectory(layout.state("compressor"), _identity(experiment, layout)) as state:
+        if not state.is_done(layout.compressor):
+            _train(experiment, layout, state)
+            state.finish(layout.compressor)
+
+
+def _train(experiment: Experiment, layout: Layout, state: StateDirectory) -> None:
     torch.manual_seed(_SEED)
     task = KeepWordsTask(experiment, layout)
     settings = experiment.baselines
@@ -68,16 +76,23 @@ def train_compressor(experiment: Experiment, layout: Layout) -> None:
         dev_every_steps=settings.steps,
         checkpoint_interval_seconds=experiment.training.checkpoint_interval_seconds,
     )
-    identity = {
-        "settings": experiment.model_dump(mode="json", include={"data", "baselines", "threads"}),
-        "code": code_fingerprint("latentwire.baselines.classifier"),
-        "torch": str(torch.__version__),
-    }
-    state = StateDirectory(layout.state("compressor"), identity)
     metrics = fit(task, schedule, state)
+    discard_partial(layout.compressor)
     copy_file(metrics, layout.compressor / METRICS)
     save_pretrained(layout.compressor, task.module, task.tokenizer)
-    state.remove()
+
+
+def _identity(experiment: Experiment, layout: Layout) -> Identity:
+    sections = {"data", "baselines", "threads", "device"}
+    inputs = [layout.split("train"), layout.split("dev")]
+    return Identity(
+        {
+            "settings": experiment.model_dump(mode="json", include=sections),
+            "inputs": {path.name: file_digest(path) for path in inputs},
+        },
+        code_fingerprint("latentwire.baselines.classifier"),
+        experiment.training.resume_across_code,
+    )
 
 
 @dataclass(frozen=True)
@@ -156,23 +171,26 @@ def label_passage(
 
 
 def make_tokenizer(contexts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Trains a cased WordPiece tokenizer."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token=_SPECIAL_TOKENS["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(
+    """Trains a cased WordPiece tokenizer, the same one for the same texts."""
+    special, pre_tokenizer = list(_SPECIAL_TOKENS.values()), pre_tokenizers.BertPreTokenizer()
+    trained = Tokenizer(models.WordPiece(unk_token=_SPECIAL_TOKENS["unk_token"]))
+    trained.pre_tokenizer = pre_tokenizer
+    # The trainer numbers characters that continue a word in an order of its own, another each time;
+    # those that it is given come first and keep theirs.
+    continuing = [f"{_CONTINUES}{character}" for character in sorted({*"".join(contexts)})]
+    trained.train_from_iterator(
         contexts,
         trainers.WordPieceTrainer(
-            vocab_size=_VOCABULARY,
-            special_tokens=list(_SPECIAL_TOKENS.values()),
-            show_progress=False,
+            vocab_size=_VOCABULARY, special_tokens=special + continuing, show_progress=False
         ),
     )
-    # The trainer numbers special tokens first.
-    ids = {token: index for index, token in enumerate(_SPECIAL_TOKENS.values())}
+    tokenizer = Tokenizer(
+        models.WordPiece(trained.get_vocab(), unk_token=_SPECIAL_TOKENS["unk_token"])
+    )
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoders.WordPiece()
     opening, closing = _SPECIAL_TOKENS["cls_token"], _SPECIAL_TOKENS["sep_token"]
     tokenizer.post_processor = processors.BertProcessing(
-        (closing, ids[closing]), (opening, ids[opening])
+        (closing, special.index(closing)), (opening, special.index(opening))
     )
     settings: dict[str, Any] = {**_SPECIAL_TOKENS, "model_max_length": _POSITIONS}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)

@@ -4,16 +4,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from latentwire.baselines.llmlingua import Compressed, LLMLingua, LLMLingua2, fit_budget
 from latentwire.baselines.sentences import SentenceSelector
 from latentwire.config import QUESTION_AWARE_METHODS, Experiment, Method
-from latentwire.data.tables import group_by_passage, read_examples
+from latentwire.data.tables import Example, group_by_passage, read_examples
 from latentwire.evaluation.methods import budgets, send_text
 from latentwire.evaluation.predict import predict, report, warm_up
-from latentwire.evaluation.predictions import write_predictions
+from latentwire.evaluation.predictions import Prediction, write_predictions
+from latentwire.evaluation.shards import open_shards
 from latentwire.layout import Layout
-from latentwire.receivers.loading import load_receiver, named_model_location
+from latentwire.receivers.loading import DESCRIPTION, load_receiver, named_model_location
 from latentwire.receivers.receiver import Receiver
 
 logger = logging.getLogger(__name__)
@@ -32,41 +34,65 @@ def evaluate_compressed(experiment: Experiment, layout: Layout, receiver_name: s
         for method in experiment.evaluation.compressor_methods
     }
     warm_up(experiment, receiver, examples)
-    for method, compress in compressors.items():
-        is_aware = method in QUESTION_AWARE_METHODS
-        groups = [[example] for example in examples] if is_aware else group_by_passage(examples)
-        contexts = [group[0].context for group in groups]
-        questions = [group[0].question if is_aware else "" for group in groups]
-        ids = receiver.prompt.source_ids(contexts)
-        rows = []
-        for ratio in experiment.wire.target_ratios:
-            left, seconds = shorten(compress, receiver, contexts, questions, budgets(ids, ratio))
-            fell_back = [own.fell_back for own in left]
-            texts = receiver.tokenizer.batch_decode([own.ids for own in left])
-            send = partial(send_text, receiver, [own.ids for own in left], texts)
-            rows += predict(
-                experiment,
-                receiver,
-                groups,
-                contexts,
-                ids,
-                send,
-                ratio=ratio,
-                encode_seconds=seconds,
-                question_aware=is_aware,
-                fell_back=fell_back,
-            )
-            if count := sum(fell_back):
-                logger.warning(
-                    "%s, %s at %gx: nothing was left of %d texts of %d; their heads stand in",
-                    receiver_name,
-                    method,
-                    ratio,
-                    count,
-                    len(left),
-                )
-        write_predictions(layout.predictions(method, receiver_name), rows)
-        report(method, receiver_name, rows)
+    inputs = [layout.receiver(receiver_name) / DESCRIPTION, *_model_files(experiment, layout)]
+    stage = f"evaluate_compressed-{receiver_name}"
+    with open_shards(experiment, layout, stage, inputs, __name__) as shards:
+        for method, compress in compressors.items():
+            rows: list[Prediction] = []
+            for ratio in experiment.wire.target_ratios:
+                answer = partial(_answers, experiment, receiver, examples, method, compress, ratio)
+                rows += shards.rows(f"{method}-{ratio}", answer)
+            write_predictions(layout.predictions(method, receiver_name), rows)
+            report(method, receiver_name, rows)
+
+
+def _answers(
+    experiment: Experiment,
+    receiver: Receiver,
+    examples: Sequence[Example],
+    method: Method,
+    compress: Callable[[str, str, float], str],
+    ratio: float,
+) -> list[Prediction]:
+    """Answers from texts that one method shortens to one ratio."""
+    is_aware = method in QUESTION_AWARE_METHODS
+    groups = [[example] for example in examples] if is_aware else group_by_passage(examples)
+    contexts = [group[0].context for group in groups]
+    questions = [group[0].question if is_aware else "" for group in groups]
+    ids = receiver.prompt.source_ids(contexts)
+    left, seconds = shorten(compress, receiver, contexts, questions, budgets(ids, ratio))
+    fell_back = [own.fell_back for own in left]
+    texts = receiver.tokenizer.batch_decode([own.ids for own in left])
+    if count := sum(fell_back):
+        logger.warning(
+            "%s, %s at %gx: nothing was left of %d texts of %d; their heads stand in",
+            receiver.name,
+            method,
+            ratio,
+            count,
+            len(left),
+        )
+    return predict(
+        experiment,
+        receiver,
+        groups,
+        contexts,
+        ids,
+        partial(send_text, receiver, [own.ids for own in left], texts),
+        ratio=ratio,
+        encode_seconds=seconds,
+        question_aware=is_aware,
+        fell_back=fell_back,
+    )
+
+
+def _model_files(experiment: Experiment, layout: Layout) -> list[Path]:
+    """What the workflow made of the models that shorten text, if it made any."""
+    files = [
+        layout.compressor / "model.safetensors",
+        layout.receiver(experiment.llmlingua_model) / DESCRIPTION,
+    ]
+    return [path for path in files if path.exists()]
 
 
 def open_compressor(

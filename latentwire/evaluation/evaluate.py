@@ -21,12 +21,13 @@ from latentwire.evaluation.methods import (
 )
 from latentwire.evaluation.predict import predict, report, warm_up
 from latentwire.evaluation.predictions import Prediction, write_predictions
+from latentwire.evaluation.shards import open_shards
 from latentwire.evaluation.swaps import swap_answers
 from latentwire.layout import Layout
-from latentwire.receivers.loading import latent_reader, load_receiver
+from latentwire.receivers.loading import DESCRIPTION, latent_reader, load_receiver
 from latentwire.receivers.receiver import Receiver
 from latentwire.training.passages import group_sources
-from latentwire.wire.wire import Wire
+from latentwire.wire.wire import WEIGHTS, Wire
 
 
 def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) -> None:
@@ -39,25 +40,30 @@ def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) ->
     examples = read_examples(layout.split("test"))
     swaps = swap_answers(examples, experiment.evaluation.seed)
     warm_up(experiment, receiver, examples)
-    for method in experiment.evaluation.text_methods:
-        is_swap = method == Method.control_swap
-        groups = group_by_passage(swaps.examples if is_swap else examples)
-        contexts = [group[0].context for group in groups]
-        ids = receiver.prompt.source_ids(contexts)
-        rows: list[Prediction] = []
-        for ratio, kept, texts in _texts(method, receiver, ids, contexts, experiment):
-            rows += predict(
-                experiment,
-                receiver,
-                groups,
-                contexts,
-                ids,
-                partial(send_text, receiver, kept, texts),
-                ratio=ratio,
-                swapped=swaps.answers if is_swap else None,
-            )
-        write_predictions(layout.predictions(method, receiver_name), rows)
-        report(method, receiver_name, rows)
+    inputs = [layout.receiver(receiver_name) / DESCRIPTION]
+    stage = f"evaluate_text-{receiver_name}"
+    with open_shards(experiment, layout, stage, inputs, __name__) as shards:
+        for method in experiment.evaluation.text_methods:
+            is_swap = method == Method.control_swap
+            groups = group_by_passage(swaps.examples if is_swap else examples)
+            contexts = [group[0].context for group in groups]
+            ids = receiver.prompt.source_ids(contexts)
+            rows: list[Prediction] = []
+            for ratio, kept, texts in _texts(method, receiver, ids, contexts, experiment):
+                answer = partial(
+                    predict,
+                    experiment,
+                    receiver,
+                    groups,
+                    contexts,
+                    ids,
+                    partial(send_text, receiver, kept, texts),
+                    ratio=ratio,
+                    swapped=swaps.answers if is_swap else None,
+                )
+                rows += shards.rows(f"{method}-{ratio}", answer)
+            write_predictions(layout.predictions(method, receiver_name), rows)
+            report(method, receiver_name, rows)
 
 
 def _texts(
@@ -137,36 +143,41 @@ def evaluate_wire(
         else real
     )
     strangers = derangement([group[0].passage_id for group in real.groups], evaluation.seed)
-    for settings in experiment.readers:
-        if only not in (None, settings.name):
-            continue
-        receiver = latent_reader(experiment, load_receiver(experiment, layout, settings.name))
-        _check_anchor(wire, receiver)
-        warm_up(experiment, receiver, examples)
-        for method, dtype in dtypes.items():
-            is_swap = method == Method.control_swap
-            asked = changed if is_swap else real
-            ids = receiver.prompt.source_ids(asked.sources)
-            rows: list[Prediction] = []
-            for ratio in experiment.wire.target_ratios:
-                sent = control_payloads(
-                    method, asked.payloads[ratio, dtype], strangers, evaluation.seed
-                )
-                rows += predict(
-                    experiment,
-                    receiver,
-                    asked.groups,
-                    asked.sources,
-                    ids,
-                    partial(send_latents, wire, receiver.name, sent),
-                    ratio=ratio,
-                    wire=wire_name,
-                    encode_seconds=asked.seconds[ratio, dtype],
-                    question_aware=wire.config.source_mode == "prompt",
-                    swapped=swaps.answers if is_swap else None,
-                )
-            write_predictions(layout.predictions(method, receiver.name, wire_name, seed), rows)
-            report(method, receiver.name, rows)
+    asked_for = [reader.name for reader in experiment.readers if only in (None, reader.name)]
+    inputs = [layout.receiver(name) / DESCRIPTION for name in asked_for]
+    inputs.append(layout.wire(wire_name, seed) / WEIGHTS)
+    stage = "-".join(["evaluate_wire", wire_name, f"seed{seed}", *([only] if only else [])])
+    with open_shards(experiment, layout, stage, inputs, __name__) as shards:
+        for name in asked_for:
+            receiver = latent_reader(experiment, load_receiver(experiment, layout, name))
+            _check_anchor(wire, receiver)
+            warm_up(experiment, receiver, examples)
+            for method, dtype in dtypes.items():
+                is_swap = method == Method.control_swap
+                asked = changed if is_swap else real
+                ids = receiver.prompt.source_ids(asked.sources)
+                rows: list[Prediction] = []
+                for ratio in experiment.wire.target_ratios:
+                    sent = control_payloads(
+                        method, asked.payloads[ratio, dtype], strangers, evaluation.seed
+                    )
+                    answer = partial(
+                        predict,
+                        experiment,
+                        receiver,
+                        asked.groups,
+                        asked.sources,
+                        ids,
+                        partial(send_latents, wire, receiver.name, sent),
+                        ratio=ratio,
+                        wire=wire_name,
+                        encode_seconds=asked.seconds[ratio, dtype],
+                        question_aware=wire.config.source_mode == "prompt",
+                        swapped=swaps.answers if is_swap else None,
+                    )
+                    rows += shards.rows(f"{name}-{method}-{ratio}", answer)
+                write_predictions(layout.predictions(method, name, wire_name, seed), rows)
+                report(method, name, rows)
 
 
 def _check_anchor(wire: Wire, receiver: Receiver) -> None:

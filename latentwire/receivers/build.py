@@ -29,30 +29,35 @@ def build_receiver(experiment: Experiment, layout: Layout, name: str) -> None:
     """
     settings = next(receiver for receiver in experiment.receivers if receiver.name == name)
     directory = layout.receiver(name)
-    model: str = "."
-    revision: str | None = None
     if settings.source == ReceiverSource.bundled:
         _copy_bundled(name, directory)
+        _describe(directory, settings)
     elif settings.source == ReceiverSource.pretrain:
-        pretrain_receiver(experiment, layout, name)
+        pretrain_receiver(experiment, layout, name, lambda: _describe(directory, settings))
     elif settings.path is not None:
-        model = str(settings.path.resolve())
+        _describe(directory, settings, str(settings.path.resolve()))
     elif settings.repo_id is not None and settings.revision is not None:
-        model, revision = settings.repo_id, _resolve_commit(settings.repo_id, settings.revision)
+        commit = _resolve_commit(settings.repo_id, settings.revision)
+        _describe(directory, settings, settings.repo_id, commit)
+
+
+def _describe(
+    directory: Path, settings: ReceiverConfig, model: str = ".", revision: str | None = None
+) -> None:
     location = model if revision else str((directory / model).resolve())
     write_json(
         directory / DESCRIPTION,
         {
-            "name": name,
+            "name": settings.name,
             "source": settings.source,
             "model": model,
             "revision": revision,
-            **_describe(location, revision, settings),
+            **_facts(location, revision, settings),
         },
     )
 
 
-def _describe(location: str, revision: str | None, settings: ReceiverConfig) -> dict[str, Any]:
+def _facts(location: str, revision: str | None, settings: ReceiverConfig) -> dict[str, Any]:
     tokenizer = open_tokenizer(location, revision)
     model = open_model(location, revision, getattr(torch, settings.dtype))
     embedding = cast(nn.Embedding, model.get_input_embeddings()).weight.float()

@@ -40,7 +40,7 @@ from latentwire.data.pocket import (
     mixed_passages,
 )
 from latentwire.errors import UserError
-from latentwire.files import copy_file, save_pretrained
+from latentwire.files import copy_file, discard_partial, save_pretrained
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout
 from latentwire.receivers.packing import (
@@ -55,7 +55,7 @@ from latentwire.receivers.packing import (
 from latentwire.receivers.prompt import Prompt
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import answer_token_index
-from latentwire.training.state import StateDirectory
+from latentwire.training.state import Identity, StateDirectory
 
 _TOKENIZER_PASSAGES = 4000
 _DEV_PASSAGES = 32
@@ -133,8 +133,13 @@ RECIPES = {
 }
 
 
-def pretrain_receiver(experiment: Experiment, layout: Layout, name: str) -> None:
+def pretrain_receiver(
+    experiment: Experiment, layout: Layout, name: str, describe: Callable[[], None]
+) -> None:
     """Trains a tokenizer and a model on the pocket corpus and writes them to the receiver's folder.
+
+    Args:
+        describe: completes the folder; only then the state of the training goes.
 
     Raises:
         UserError: if there is no recipe of that name, or a saved state belongs to another run.
@@ -143,6 +148,25 @@ def pretrain_receiver(experiment: Experiment, layout: Layout, name: str) -> None
         raise UserError(
             f"receivers: {name!r} cannot be pretrained; there are recipes for {sorted(RECIPES)}"
         )
+    settings = experiment.pretraining
+    identity = Identity(
+        {
+            "name": name,
+            "settings": settings.model_dump(mode="json"),
+            "prompt": experiment.prompt.model_dump(mode="json"),
+            "threads": experiment.threads,
+        },
+        code_fingerprint("latentwire.receivers.pretrain"),
+        experiment.training.resume_across_code,
+    )
+    with StateDirectory(layout.state(f"receiver-{name}"), identity) as state:
+        if not state.is_done(layout.receiver(name)):
+            _pretrain(experiment, layout, name, state)
+            describe()
+            state.finish(layout.receiver(name))
+
+
+def _pretrain(experiment: Experiment, layout: Layout, name: str, state: StateDirectory) -> None:
     settings = experiment.pretraining
     torch.manual_seed(settings.seed)
     tokenizer = make_tokenizer(RECIPES[name], experiment, settings.seed)
@@ -153,22 +177,14 @@ def pretrain_receiver(experiment: Experiment, layout: Layout, name: str) -> None
         warmup_steps=settings.warmup_steps,
         matrix_learning_rate=settings.matrix_learning_rate,
         other_learning_rate=settings.other_learning_rate,
+        checkpoint_interval_seconds=experiment.training.checkpoint_interval_seconds,
     )
-    identity = {
-        "name": name,
-        "settings": settings.model_dump(mode="json"),
-        "prompt": experiment.prompt.model_dump(mode="json"),
-        "threads": experiment.threads,
-        "code": code_fingerprint("latentwire.receivers.pretrain"),
-        "torch": str(torch.__version__),
-    }
-    state = StateDirectory(layout.state(f"receiver-{name}"), identity)
     logger.info("pretraining %s: %d parameters", name, model.num_parameters())
     metrics = fit(task, schedule, state)
     directory = layout.receiver(name)
+    discard_partial(directory)
     copy_file(metrics, directory / METRICS)
     save_pretrained(directory, model.bfloat16(), tokenizer)
-    state.remove()
 
 
 def make_tokenizer(recipe: Recipe, experiment: Experiment, seed: int) -> PreTrainedTokenizerFast:

@@ -1,14 +1,13 @@
 """Where results come from: commit, versions, hardware, threads and configuration."""
 
 import hashlib
-import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from latentwire import __version__
+from latentwire.cluster.machine import hardware, package_versions
 from latentwire.config import Experiment
 from latentwire.configuration import dump_yaml
 from latentwire.files import write_json, write_text
@@ -41,8 +40,8 @@ def write_provenance(experiment: Experiment, layout: Layout) -> None:
         "dirty": _is_dirty(),
         "latentwire": __version__,
         "python": platform.python_version(),
-        "packages": {package: _version(package) for package in PACKAGES},
-        "hardware": _hardware(),
+        "packages": package_versions(PACKAGES),
+        "hardware": hardware(),
         "device": experiment.device,
         "threads": experiment.threads,
         "config_sha256": hashlib.sha256(dump_yaml(experiment).encode()).hexdigest(),
@@ -78,36 +77,6 @@ def _git(*arguments: str) -> str | None:
 def _is_dirty() -> bool | None:
     changes = _git("status", "--porcelain")
     return None if changes is None else bool(changes)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _hardware() -> dict[str, Any]:
-    import torch
-
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "system": platform.platform(),
-        "processor": _processor(),
-        "num_cpus": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": gpus,
-    }
-
-
-def _processor() -> str:
-    """The processor's name, which Linux keeps in /proc."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _flatten(mapping: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

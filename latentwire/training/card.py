@@ -2,7 +2,7 @@
 
 import json
 
-from latentwire.config import Experiment
+from latentwire.config import NOT_SCIENCE, Experiment
 from latentwire.wire.wire import Wire
 
 
@@ -10,7 +10,8 @@ def wire_card(experiment: Experiment, wire: Wire, seed: int, num_steps: int) -> 
     """Markdown that says what the wire is, what it was trained on and how to load it."""
     ratios = ", ".join(f"{ratio:g}x" for ratio in wire.widths)
     receivers = ", ".join(wire.receivers)
-    training = json.dumps(experiment.training.model_dump(mode="json"), indent=2)
+    settings = experiment.training.model_dump(mode="json", exclude=NOT_SCIENCE["training"])
+    training = json.dumps(settings, indent=2)
     return f"""---
 library_name: latentwire
 tags: [latentwire, context-compression]

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from latentwire.errors import Interrupted
 from latentwire.training.optimisers import learning_rate_factor, make_optimisers
 from latentwire.training.progress import MetricsLog, Progress
 from latentwire.training.state import StateDirectory
@@ -49,19 +50,18 @@ class Schedule:
     checkpoint_interval_seconds: float = 300
 
 
-class Interrupted(SystemExit):
-    """Training was asked to end; its state is saved. Carries 128 + the signal's number."""
-
-
 def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
     """Trains a task to its last step, from its saved state if there is one.
+
+    A save that fails ends the training: a run that cannot be saved may lose all it does from then
+    on. What was saved before stays.
 
     Returns:
         The metrics file in the state folder, one JSON line per logged step.
 
     Raises:
         Interrupted: after TERM, INT or USR1, once the state is saved at a step boundary.
-        UserError: if the saved state cannot be continued.
+        UserError: if the saved state cannot be continued, or none can be saved.
     """
     parameters = [(name, p) for name, p in task.module.named_parameters() if p.requires_grad]
     optimisers = make_optimisers(
@@ -70,22 +70,20 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
         schedule.other_learning_rate,
         schedule.weight_decay,
     )
-    first_step, examples, offset = _resume(task, optimisers, state)
-    metrics = MetricsLog(state.path / METRICS, offset)
+    first_step, examples, text = _resume(task, optimisers, state)
+    state.begin(first_step, schedule.num_steps)
+    metrics = MetricsLog(state.path / METRICS, text)
     progress = Progress(first_step, schedule.num_steps)
     trainable = [parameter for _, parameter in parameters]
     last_save, logged_tokens, logged_at = time.monotonic(), 0, 0.0
 
-    def save(step: int) -> None:
-        state.save(
-            {
-                "step": step,
-                "examples": examples,
-                "metrics_bytes": metrics.sync(),
-                "module": task.module.state_dict(),
-                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-            }
-        )
+    def content() -> dict[str, Any]:
+        return {
+            "examples": examples,
+            "metrics": metrics.text,
+            "module": _trained_state(task.module),
+            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+        }
 
     with _SignalFlag() as stop:
         for step in range(first_step, schedule.num_steps):
@@ -115,29 +113,40 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
                 row["tokens_per_second"] = round(logged_tokens / (seconds - logged_at))
                 metrics.write(row)
                 logged_tokens, logged_at = 0, seconds
-            due = time.monotonic() - last_save > schedule.checkpoint_interval_seconds
-            if (due or stop.signal) and not is_last:
-                save(done)
+            if step == first_step and not is_last:
+                state.prepare(content())
+            state.poll()
+            if stop.signal or is_last:
+                state.save(done, content(), wait=True)
+            elif time.monotonic() - last_save > schedule.checkpoint_interval_seconds:
+                state.save(done, content())
                 last_save = time.monotonic()
             if stop.signal and not is_last:
-                logger.warning("stopped by %s after step %d; the state is saved", stop.signal, done)
-                raise Interrupted(128 + stop.signal)
+                logger.warning("stopped after step %d; the state is saved", done)
+                raise Interrupted(stop.signal)
     metrics.close()
     return state.path / METRICS
 
 
+def _trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state but for its frozen parameters, which its inputs hold."""
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
 def _resume(
     task: Task, optimisers: list[torch.optim.Optimizer], state: StateDirectory
-) -> tuple[int, int, int]:
-    """Restores a saved run; returns its step, examples seen, and the length of its metrics."""
-    saved = state.load()
-    if saved is None:
-        return 0, 0, 0
-    task.module.load_state_dict(saved["module"])
+) -> tuple[int, int, str]:
+    """Restores a saved run; returns its step, examples seen, and the lines of its metrics."""
+    loaded = state.load()
+    if loaded is None:
+        return 0, 0, ""
+    step, saved = loaded
+    task.module.load_state_dict(task.module.state_dict() | saved["module"])
     for optimiser, optimiser_state in zip(optimisers, saved["optimisers"], strict=True):
         optimiser.load_state_dict(optimiser_state)
-    logger.info("resuming after step %d", saved["step"])
-    return saved["step"], saved["examples"], saved["metrics_bytes"]
+    logger.info("resuming after step %d", step)
+    return step, saved["examples"], saved["metrics"]
 
 
 class _SignalFlag:

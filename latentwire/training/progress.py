@@ -2,37 +2,34 @@
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
+
+from latentwire.files import write_text
 
 logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Appends JSON lines, and can be cut back to an earlier length when training resumes.
+    """JSON lines, in a file for whoever watches and in the text that is part of a saved state.
 
     Args:
-        path: the file.
-        offset_bytes: length to cut the file to; what came after was not part of the saved state.
+        path: the file, made anew: a process that lost the run may still hold the one before.
+        text: lines of before, when training resumes.
     """
 
-    def __init__(self, path: Path, offset_bytes: int = 0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, text: str = "") -> None:
+        self.text = text
+        write_text(path, text)
         # Unbuffered, so that whoever watches the file sees each line at once.
         self._file = path.open("ab", buffering=0)
-        self._file.truncate(offset_bytes)
 
     def write(self, row: dict[str, float]) -> None:
-        self._file.write(json.dumps(row).encode() + b"\n")
-
-    def sync(self) -> int:
-        """Puts everything on disk and returns the length in bytes."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        line = json.dumps(row) + "\n"
+        self.text += line
+        self._file.write(line.encode())
 
     def close(self) -> None:
-        self.sync()
         self._file.close()
 
 

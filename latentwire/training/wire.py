@@ -5,20 +5,20 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from statistics import fmean
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from latentwire.config import Experiment
+from latentwire.config import NOT_SCIENCE, Experiment
 from latentwire.data.tables import read_examples
 from latentwire.evaluation.scoring import f1
-from latentwire.files import copy_file, write_text
+from latentwire.files import copy_file, discard_partial, file_digest, write_text
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout, Split
 from latentwire.receivers.loading import (
+    DESCRIPTION,
     latent_reader,
     load_receiver,
     named_model_location,
@@ -38,9 +38,9 @@ from latentwire.training.passages import (
     repetition,
     tokenise_passages,
 )
-from latentwire.training.state import StateDirectory
+from latentwire.training.state import Identity, StateDirectory
 from latentwire.wire.pooling import num_groups
-from latentwire.wire.wire import LatentBatch, ReceiverFacts, Wire
+from latentwire.wire.wire import WEIGHTS, LatentBatch, ReceiverFacts, Wire
 
 # Keeps the ratio on unseen passages at or above the target in spite of rounding.
 _WIDTH_MARGIN = 1.005
@@ -57,6 +57,15 @@ def train_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
     Raises:
         UserError: if data or receivers are missing, or a saved state belongs to another run.
     """
+    name, directory = experiment.wire.name, layout.wire(experiment.wire.name, seed)
+    identity = _identity(experiment, layout, seed)
+    with StateDirectory(layout.state(f"{name}-seed{seed}"), identity) as state:
+        if not state.is_done(directory):
+            _train(experiment, layout, seed, state)
+            state.finish(directory)
+
+
+def _train(experiment: Experiment, layout: Layout, seed: int, state: StateDirectory) -> None:
     torch.manual_seed(seed)
     receivers = [load_receiver(experiment, layout, r.name) for r in experiment.readers]
     wire = make_wire(experiment, layout, receivers, seed)
@@ -67,7 +76,6 @@ def train_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
         **settings.model_dump(include=set(Schedule.__dataclass_fields__)),
     )
     name = experiment.wire.name
-    state = StateDirectory(layout.state(f"{name}-seed{seed}"), _identity(experiment, seed))
     logger.info(
         "training wire %s, seed %d: %d steps, widths %s",
         name,
@@ -77,6 +85,7 @@ def train_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
     )
     metrics = fit(task, schedule, state)
     directory = layout.wire(name, seed)
+    discard_partial(directory)
     copy_file(metrics, directory / METRICS)
     write_text(directory / "README.md", wire_card(experiment, wire, seed, task.num_steps))
     if experiment.wire.encoder_of is None:
@@ -84,7 +93,6 @@ def train_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
         wire.widths = {ratio: wire.widths[ratio] for ratio in experiment.wire.target_ratios}
     wire.encoder.merge_lora()
     wire.save_pretrained(directory)
-    state.remove()
 
 
 def make_wire(
@@ -478,14 +486,23 @@ def least_sharpness(loss: Callable[[float], float], allowed: float) -> float:
     return 2**high
 
 
-def _identity(experiment: Experiment, seed: int) -> dict[str, Any]:
+def _identity(experiment: Experiment, layout: Layout, seed: int) -> Identity:
     """What must not change between the parts of one run."""
-    sections = {"data", "length", "prompt", "receivers", "wire", "training", "threads"}
-    settings = experiment.model_dump(mode="json", include=sections)
-    settings["training"].pop("checkpoint_interval_seconds")
-    return {
-        "seed": seed,
-        "settings": settings,
-        "code": code_fingerprint("latentwire.training.wire"),
-        "torch": str(torch.__version__),
-    }
+    sections = {"data", "length", "prompt", "receivers", "wire", "training", "threads", "device"}
+    settings = experiment.model_dump(mode="json", include=sections, exclude=NOT_SCIENCE)
+    names = {receiver.name for receiver in experiment.receivers}
+    read = {receiver.name for receiver in experiment.readers}
+    read |= {experiment.wire.encoder.backbone} & names
+    inputs = [layout.split("train"), layout.split("dev")]
+    inputs += [layout.receiver(name) / DESCRIPTION for name in sorted(read)]
+    if experiment.wire.parent is not None:
+        inputs.append(layout.wire(experiment.wire.parent, seed) / WEIGHTS)
+    return Identity(
+        {
+            "seed": seed,
+            "settings": settings,
+            "inputs": {str(path.relative_to(layout.root)): file_digest(path) for path in inputs},
+        },
+        code_fingerprint("latentwire.training.wire"),
+        experiment.training.resume_across_code,
+    )

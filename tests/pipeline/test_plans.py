@@ -49,17 +49,6 @@ def test_there_is_no_profile_that_loads_by_itself():
     assert not (REPOSITORY / "profiles" / "default").exists()
 
 
-def test_cluster_jobs_are_asked_for_as_users_expect():
-    profile = yaml.safe_load((REPOSITORY / "profiles/slurm/config.yaml").read_text())
-    defaults, training = profile["default-resources"], profile["set-resources"]["train_wire"]
-    assert defaults["slurm_partition"] == "preempt"
-    assert defaults["slurm_account"] == "marlowe-m000066"
-    assert training == {"gpu": 1, "mem_mb": 256_000, "runtime": 12 * 60}
-    # `B:` would send the signal to a shell that does nothing with it.
-    assert "--signal=TERM@" in defaults["slurm_extra"]
-    assert profile["slurm-status-command"] == "squeue"
-
-
 @pytest.mark.parametrize("config", ["smoke.yaml", "squad-original.yaml"])
 def test_a_config_is_not_merged_with_the_default(clean, config):
     expected = load_experiment(clean.path / "config" / config)

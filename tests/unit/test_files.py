@@ -11,7 +11,7 @@ from latentwire import cli
 from latentwire.data.tables import Example, read_examples, write_examples
 from latentwire.errors import UserError
 from latentwire.files import write_text
-from latentwire.training.state import StateDirectory
+from latentwire.training.state import Identity, StateDirectory
 
 
 @contextlib.contextmanager
@@ -56,13 +56,14 @@ def test_weights(llama, tmp_path):
 
 
 def test_training_state(tmp_path):
-    state = StateDirectory(tmp_path, {})
-    state.save({"step": 1})
-    with room_for(100), pytest.raises(UserError, match="cannot write"):
-        state.save({"step": 2})
-    loaded = state.load()
+    with StateDirectory(tmp_path, Identity({}, "")) as state:
+        state.save(1, {}, wait=True)
+        with room_for(1000), pytest.raises(UserError, match="cannot write"):
+            state.save(2, {}, wait=True)
+    with StateDirectory(tmp_path, Identity({}, "")) as state:
+        loaded = state.load()
     assert loaded is not None
-    assert loaded["step"] == 1
+    assert loaded[0] == 1
 
 
 def test_a_full_disk_is_no_fault_of_the_program(monkeypatch, capsys, tmp_path):

@@ -16,7 +16,7 @@ from latentwire.layout import Layout
 from latentwire.receivers.loading import load_receiver
 from latentwire.training.loop import Schedule, fit
 from latentwire.training.passages import _encoder_index, continuation, repetition
-from latentwire.training.state import StateDirectory
+from latentwire.training.state import Identity, StateDirectory
 from latentwire.training.wire import (
     WireTask,
     least_sharpness,
@@ -72,7 +72,8 @@ def test_receivers_stay_bit_identical_while_the_wire_learns(task, tmp_path):
     schedule = Schedule(
         num_steps=4, warmup_steps=1, matrix_learning_rate=1e-2, other_learning_rate=1e-2
     )
-    fit(task, schedule, StateDirectory(tmp_path / "state", {}))
+    with StateDirectory(tmp_path / "state", Identity({}, "")) as state:
+        fit(task, schedule, state)
     for receiver, weights in zip(receivers, before, strict=True):
         assert all(
             torch.equal(value, weights[name]) for name, value in receiver.model.state_dict().items()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from latentwire.config import Method, ReceiverSource
+from latentwire.config import NOT_SCIENCE, Method, ReceiverSource
 from latentwire.configuration import dump_yaml, validate
 from latentwire.errors import UserError
 from latentwire.files import write_text
@@ -32,8 +32,6 @@ def load_experiment():
 EXPERIMENT = load_experiment()
 LAYOUT = Layout(EXPERIMENT.experiment)
 CONFIG = str(LAYOUT.config)
-# Saving more often changes when a training is saved, not what it makes.
-NOT_SCIENCE = {"training": {"checkpoint_interval_seconds"}}
 RECEIVERS = [receiver.name for receiver in EXPERIMENT.receivers]
 WIRES = {wire: EXPERIMENT.of_wire(wire) for wire in EXPERIMENT.wires}
 NUM_GPUS = 1 if EXPERIMENT.device == "cuda" else 0
