@@ -10,7 +10,7 @@ from latentwire.baselines.sentences import SentenceSelector
 from latentwire.config import QUESTION_AWARE_METHODS, Experiment, Method
 from latentwire.data.tables import group_by_passage, read_examples
 from latentwire.evaluation.methods import budgets, send_text
-from latentwire.evaluation.predict import predict, report
+from latentwire.evaluation.predict import predict, report, warm_up
 from latentwire.evaluation.predictions import write_predictions
 from latentwire.layout import Layout
 from latentwire.receivers.loading import load_receiver, named_model_location
@@ -31,6 +31,7 @@ def evaluate_compressed(experiment: Experiment, layout: Layout, receiver_name: s
         method: open_compressor(experiment, layout, method, receiver)
         for method in experiment.evaluation.compressor_methods
     }
+    warm_up(experiment, receiver, examples)
     for method, compress in compressors.items():
         is_aware = method in QUESTION_AWARE_METHODS
         groups = [[example] for example in examples] if is_aware else group_by_passage(examples)
@@ -39,9 +40,8 @@ def evaluate_compressed(experiment: Experiment, layout: Layout, receiver_name: s
         ids = receiver.prompt.source_ids(contexts)
         rows = []
         for ratio in experiment.wire.target_ratios:
-            started = time.perf_counter()
-            left = shorten(compress, receiver, contexts, questions, budgets(ids, ratio))
-            seconds = (time.perf_counter() - started) / len(left)
+            left, seconds = shorten(compress, receiver, contexts, questions, budgets(ids, ratio))
+            fell_back = [own.fell_back for own in left]
             texts = receiver.tokenizer.batch_decode([own.ids for own in left])
             send = partial(send_text, receiver, [own.ids for own in left], texts)
             rows += predict(
@@ -54,8 +54,9 @@ def evaluate_compressed(experiment: Experiment, layout: Layout, receiver_name: s
                 ratio=ratio,
                 encode_seconds=seconds,
                 question_aware=is_aware,
+                fell_back=fell_back,
             )
-            if count := sum(own.fell_back for own in left):
+            if count := sum(fell_back):
                 logger.warning(
                     "%s, %s at %gx: nothing was left of %d texts of %d; their heads stand in",
                     receiver_name,
@@ -96,14 +97,22 @@ def shorten(
     texts: Sequence[str],
     questions: Sequence[str],
     most: Sequence[int],
-) -> list[Compressed]:
-    """Each text within its budget in the receiver's tokens."""
-    return [
-        fit_budget(
-            partial(compress, text, question),
-            lambda shorter: receiver.prompt.source_ids([shorter])[0],
-            text,
-            budget,
+) -> tuple[list[Compressed], list[float]]:
+    """Each text within its budget in the receiver's tokens, and the seconds that it took.
+
+    These include the search for the rate that fills the budget, in which a model reads a text once.
+    """
+    compress(texts[0], questions[0], 1.0)  # warms up
+    left, seconds = [], []
+    for text, question, budget in zip(texts, questions, most, strict=True):
+        started = time.perf_counter()
+        left.append(
+            fit_budget(
+                partial(compress, text, question),
+                lambda shorter: receiver.prompt.source_ids([shorter])[0],
+                text,
+                budget,
+            )
         )
-        for text, question, budget in zip(texts, questions, most, strict=True)
-    ]
+        seconds.append(time.perf_counter() - started)
+    return left, seconds

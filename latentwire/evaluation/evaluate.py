@@ -19,7 +19,7 @@ from latentwire.evaluation.methods import (
     send_latents,
     send_text,
 )
-from latentwire.evaluation.predict import predict, report
+from latentwire.evaluation.predict import predict, report, warm_up
 from latentwire.evaluation.predictions import Prediction, write_predictions
 from latentwire.evaluation.swaps import swap_answers
 from latentwire.layout import Layout
@@ -38,6 +38,7 @@ def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) ->
     receiver = load_receiver(experiment, layout, receiver_name)
     examples = read_examples(layout.split("test"))
     swaps = swap_answers(examples, experiment.evaluation.seed)
+    warm_up(experiment, receiver, examples)
     for method in experiment.evaluation.text_methods:
         is_swap = method == Method.control_swap
         groups = group_by_passage(swaps.examples if is_swap else examples)
@@ -89,13 +90,13 @@ class _Encoded:
         groups: the questions of each source.
         sources: the texts.
         payloads: by target ratio and dtype the byte form of each message.
-        seconds: by target ratio and dtype the time that a message takes.
+        seconds: by target ratio and dtype the time that each message takes.
     """
 
     groups: list[list[Example]]
     sources: list[str]
     payloads: dict[tuple[float, str], list[bytes]]
-    seconds: dict[tuple[float, str], float]
+    seconds: dict[tuple[float, str], list[float]]
 
 
 def _encoded(
@@ -141,6 +142,7 @@ def evaluate_wire(
             continue
         receiver = latent_reader(experiment, load_receiver(experiment, layout, settings.name))
         _check_anchor(wire, receiver)
+        warm_up(experiment, receiver, examples)
         for method, dtype in dtypes.items():
             is_swap = method == Method.control_swap
             asked = changed if is_swap else real

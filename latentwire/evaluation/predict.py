@@ -3,14 +3,15 @@
 import gzip
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from latentwire.config import Experiment, Method
-from latentwire.data.tables import Example
+from latentwire.data.tables import Example, group_by_passage
 from latentwire.evaluation.answering import Answer, answer
-from latentwire.evaluation.methods import Sent
+from latentwire.evaluation.methods import Sent, send_text
 from latentwire.evaluation.predictions import Prediction
 from latentwire.evaluation.scoring import exact_match, f1
 from latentwire.layout import NO_WIRE
@@ -31,9 +32,10 @@ def predict(
     send: Sender,
     ratio: float | None,
     wire: str = NO_WIRE,
-    encode_seconds: float = 0.0,
+    encode_seconds: Sequence[float] | None = None,
     question_aware: bool = False,
     swapped: Mapping[str, str] | None = None,
+    fell_back: Sequence[bool] | None = None,
 ) -> list[Prediction]:
     """Answers the questions of all sources with one method, batched by length.
 
@@ -44,27 +46,20 @@ def predict(
         send: what stands in the place of the sources of some indices.
         ratio: the target ratio, if the method has one.
         wire: the wire that writes the messages, if there is one.
-        encode_seconds: time that a source takes before it is sent.
+        encode_seconds: time that each source takes before it is sent; none is no time.
         question_aware: whether what is sent was made in knowledge of the question.
         swapped: by example id what stands in a changed passage where the answer stood.
+        fell_back: for each source whether a compressor left nothing of it; none is never.
     """
     source_tokens = [len(ids) for ids in source_ids]
+    seconds = encode_seconds or [0.0] * len(groups)
     order = sorted(range(len(groups)), key=lambda index: source_tokens[index])
     batch_size = experiment.evaluation.batch_passages
     rows: list[list[Prediction]] = [[] for _ in groups]
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        with torch.no_grad():
-            sent = send(indices)
-        answers = iter(
-            answer(
-                receiver,
-                sent.source,
-                [groups[index] for index in indices],
-                experiment.evaluation.max_new_tokens,
-                experiment.prompt.no_answer_text,
-            )
-        )
+        sent, given = _answer_batch(experiment, receiver, groups, send, indices)
+        answers = iter(given)
         for place, index in enumerate(indices):
             positions = sent.positions[place]
             rows[index] = [
@@ -75,17 +70,44 @@ def predict(
                     source_bytes=len(sources[index].encode()),
                     source_gzip_bytes=len(gzip.compress(sources[index].encode(), mtime=0)),
                     payload_bytes=sent.payload_bytes[place],
-                    encode_seconds=encode_seconds / len(groups[index]),
+                    encode_seconds=seconds[index] / len(groups[index]),
                     wire=wire,
                     sender="",
                     target_ratio=ratio,
                     ratio=source_tokens[index] / positions if positions else None,
                     source_mode=experiment.wire.source_mode if sent.is_latent else "context",
                     question_aware=question_aware,
+                    fell_back=bool(fell_back and fell_back[index]),
                 )
                 for example in groups[index]
             ]
     return [row for group_rows in rows for row in group_rows]
+
+
+def warm_up(experiment: Experiment, receiver: Receiver, examples: Sequence[Example]) -> None:
+    """Answers a batch from text, so that what is timed from then on finds everything in place."""
+    groups = group_by_passage(examples)[: experiment.evaluation.batch_passages]
+    contexts = [group[0].context for group in groups]
+    send = partial(send_text, receiver, receiver.prompt.source_ids(contexts), contexts)
+    _answer_batch(experiment, receiver, groups, send, range(len(groups)))
+
+
+def _answer_batch(
+    experiment: Experiment,
+    receiver: Receiver,
+    groups: Groups,
+    send: Sender,
+    indices: Sequence[int],
+) -> tuple[Sent, list[Answer]]:
+    with torch.no_grad():
+        sent = send(indices)
+    return sent, answer(
+        receiver,
+        sent.source,
+        [groups[index] for index in indices],
+        experiment.evaluation.max_new_tokens,
+        experiment.prompt.no_answer_text,
+    )
 
 
 def _scores(

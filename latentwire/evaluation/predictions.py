@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("source_mode", pa.string()),
         ("question_aware", pa.bool_()),
         ("swap_followed", pa.float64()),
+        ("fell_back", pa.bool_()),
     ]
 )
 
@@ -88,12 +89,15 @@ class Prediction:
         source_bytes: UTF-8 bytes of the whole source text.
         source_gzip_bytes: the same, compressed by gzip on its own.
         payload_bytes: bytes sent: UTF-8 of the text sent, or the latents' byte form.
-        encode_seconds, answer_seconds: wall time of the batch divided by its questions.
+        encode_seconds: wall time of writing the message, or shortening the text, divided by the
+            questions about it; of sources that are written together, their mean.
+        answer_seconds: wall time of the batch's generation, divided by its questions.
         target_ratio: the ratio asked for; none where the method has none.
         ratio: this row's source_tokens over the positions that stand for the source; none where
             nothing stands for it.
         swap_followed: 1 if the answer is what was put in the place of the original one; none where
             nothing was.
+        fell_back: whether a compressor left nothing, so that the head of the text was sent.
     """
 
     example_id: str
@@ -119,6 +123,7 @@ class Prediction:
     source_mode: str
     question_aware: bool
     swap_followed: float | None
+    fell_back: bool
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:

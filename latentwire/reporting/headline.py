@@ -20,7 +20,7 @@ from latentwire.reporting.scores import (
 )
 
 METRICS = ("em", "f1", "relative_f1", "ratio", "payload_bytes")
-NOT_SHOWN = ("source_gzip_bytes", "swap_followed")
+NOT_SHOWN = ("source_gzip_bytes", "swap_followed", "fell_back")
 SHORTENED = ("truncate_head", "truncate_random", "extractive", "llmlingua", "llmlingua2")
 SHORTENED_FOR_QUESTION = ("extractive_question", "llmlingua_question")
 Rows = list[dict[str, Any]]
@@ -89,6 +89,7 @@ def verdicts(rows: Rows, kept: Rows) -> Iterator[str]:
             yield from _compare_with_text(
                 latents, own, SHORTENED_FOR_QUESTION, "text that was shortened for the question"
             )
+            yield from _fall_backs(own)
             yield from _sizes(latents, own)
 
 
@@ -215,6 +216,17 @@ def _compare_with_text(
             yield (
                 f"On {group[0]['receiver']}, latents {verb} {what} at {_ratios(group)}: "
                 f"at best it scores {_listed(shown)}."
+            )
+
+
+def _fall_backs(rows: Rows) -> Iterator[str]:
+    """How often a compressor left nothing of a text."""
+    for row in rows:
+        if share := row["fell_back"]["value"]:
+            yield (
+                f"On {row['receiver']}, {label(row['method'])} left nothing of the text for "
+                f"{share:.1%} of the questions at {row['target_ratio']:g}x; the text's first "
+                "tokens were sent instead."
             )
 
 

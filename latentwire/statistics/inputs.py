@@ -35,7 +35,8 @@ class Answers:
         seed: training seed of the wire; 0 for methods without one.
         example_ids, passages, tasks: `[examples]`.
         columns: `[examples]` for each of SCORES, COUNTS and TIMES, `ratio`, which is NaN where
-            nothing stands for the source, and `swap_followed`, NaN where no answer was swapped.
+            nothing stands for the source, `swap_followed`, NaN where no answer was swapped, and
+            `fell_back`.
     """
 
     method: Method
@@ -152,7 +153,7 @@ def _answers(
         passages=_strings(rows, "passage_id"),
         tasks=_strings(rows, "task"),
         columns={name: _numbers(rows, name, path) for name in (*SCORES, *COUNTS, *TIMES)}
-        | {name: _float_column(rows, name) for name in ("ratio", "swap_followed")},
+        | {name: _float_column(rows, name) for name in ("ratio", "swap_followed", "fell_back")},
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentwire.config import Experiment, Method
+from latentwire.config import COMPRESSOR_METHODS, Experiment, Method
 from latentwire.files import whole_file
 from latentwire.layout import NO_WIRE, Layout
 from latentwire.statistics.bootstrap import Estimate, bootstrap_cis
@@ -189,6 +189,8 @@ def _quantities(
         quantities.append(
             Quantity("swap_followed", np.nan_to_num(followed) * followable, followable)
         )
+    if answers.method in COMPRESSOR_METHODS:
+        quantities.append(Quantity("fell_back", columns["fell_back"], ones))
     if (positions := _positions(answers)) is not None:
         quantities.append(Quantity("ratio", columns["source_tokens"], positions[members]))
     return quantities

@@ -22,11 +22,11 @@ METRIC_COLUMNS = (
 PREDICTION_COLUMNS = (
     "example_id passage_id prediction em f1 nll first_token_correct source_tokens prompt_tokens "
     "soft_tokens source_bytes payload_bytes wire sender target_ratio ratio source_mode "
-    "question_aware source_gzip_bytes"
+    "question_aware source_gzip_bytes fell_back"
 )
 METRICS = (
     "em f1 relative_f1 nll first_token_accuracy ratio source_tokens prompt_tokens payload_bytes "
-    "source_gzip_bytes encode_seconds answer_seconds swap_followed "
+    "source_gzip_bytes encode_seconds answer_seconds swap_followed fell_back "
     "accuracy majority_accuracy shuffled_accuracy"
 )
 

@@ -30,6 +30,7 @@ ACCURACY = {
     Method.text: 0.95,
     Method.closed_book: 0.1,
     Method.truncate_head: 0.35,
+    Method.llmlingua2: 0.4,
     Method.latent: 0.6,
     Method.latent_int8: 0.6,
     Method.latent_int4: 0.55,
@@ -106,6 +107,7 @@ def prediction(method, wire, number, target_ratio, rng):
         source_mode="context",
         question_aware=False,
         swap_followed=float(rng.random() < 0.8) if is_swapped else None,
+        fell_back=method == Method.llmlingua2 and number % 4 == 0,
     )
 
 
@@ -145,7 +147,7 @@ def test_metrics_has_the_columns_and_every_row_set_once(experiment, layout):
     ]
     assert len(set(keys)) == len(keys)
     row_sets = {key[:-1] for key in keys}
-    runs_of_a_receiver = 3 + 2 + 5 * 2 * 2
+    runs_of_a_receiver = 3 + 2 * 2 + 5 * 2 * 2
     assert len(row_sets) == 2 * 3 * runs_of_a_receiver
     assert {row["task"] for row in rows} == {"all", "even", "odd"}
     assert {row["seed"] for row in select(rows, method="latent")} == {"1", "2"}
@@ -155,6 +157,14 @@ def test_metrics_has_the_columns_and_every_row_set_once(experiment, layout):
         *("em", "f1", "relative_f1", "nll", "first_token_accuracy", "ratio", "source_tokens"),
         *("prompt_tokens", "payload_bytes", "source_gzip_bytes", "encode_seconds"),
         "answer_seconds",
+    }
+
+
+def test_what_a_compressor_left_nothing_of_is_counted(experiment, layout):
+    rows = select(metrics(experiment, layout), task="all", metric="fell_back")
+    assert {(row["method"], row["target_ratio"], row["value"]) for row in rows} == {
+        ("llmlingua2", "4.0", "0.25"),
+        ("llmlingua2", "8.0", "0.25"),
     }
 
 

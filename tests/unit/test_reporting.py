@@ -72,8 +72,11 @@ class Results:
 
     def metrics(self, method, f1, ratio, seed):
         value = f1 + 0.02 * max(0, seed - 1)
-        swap = {"swap_followed": 0.9 + 0.01 * ratio} if method == "control_swap" else {}
-        return swap | {
+        own = {
+            "control_swap": {"swap_followed": 0.9 + 0.01 * ratio},
+            "llmlingua2": {"fell_back": 0.02},
+        }
+        return own.get(method, {}) | {
             "em": value - 0.01,
             "f1": value,
             "relative_f1": value / self.f1["text"],
@@ -156,6 +159,10 @@ def test_several_seeds_are_averaged_shown_and_have_no_interval(tmp_path):
             {"control_swap": 0.0},
             "On qwen, where an answer is swapped in the passage, the text's answer follows in 91% "
             "of the cases, and of these the latents' in 94% at 4x and 98% at 8x.",
+        ),
+        (
+            {"llmlingua2": 0.5},
+            "On qwen, LLMLingua-2 left nothing of the text for 2.0% of the questions at 8x",
         ),
         ({"latent": 0.3}, "On llama, latents do not beat text of the same length at 4x and 8x"),
         (
