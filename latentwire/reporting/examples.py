@@ -152,6 +152,7 @@ _FORM = """
 <style>
 form { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; margin: 1rem 0; }
 details { border-bottom: 1px solid #ddd; padding: .4rem 0; max-width: 60rem; }
+details table { width: auto; }
 summary { cursor: pointer; }
 blockquote { margin: .6rem 0; padding-left: .8rem; border-left: 3px solid #bbb;
   white-space: pre-wrap; }

@@ -120,7 +120,9 @@ def draw_cost(series: Sequence[Series]) -> Figure:
     def place(own: Series) -> float:
         return 1000 * float(np.median(own.end_to_end_seconds))
 
-    figure = _draw_against(series, place, "milliseconds per question, end to end (median)")
+    figure = _draw_against(
+        series, place, "milliseconds per question, end to end (median)", joined=False
+    )
     receivers = list(dict.fromkeys(own.receiver for own in series))
     for own in series:
         if own.target_ratio:
@@ -141,23 +143,33 @@ def _draw_against(
     place: Callable[[Series], float | None],
     xlabel: str,
     base: int = 10,
+    joined: bool = True,
 ) -> Figure:
     """F1 against some quantity on a logarithmic axis; where it is none, a line across."""
     receivers = list(dict.fromkeys(own.receiver for own in series))
     figure, panels = _panels(len(receivers))
     for axes, receiver in zip(panels, receivers, strict=True):
-        for method in in_order(own.method for own in series):
+        methods = in_order(own.method for own in series)
+        for rank, method in enumerate(methods):
             points = [o for o in series if (o.receiver, o.method) == (receiver, method)]
-            _draw_method(axes, method, [(place(own), own.f1) for own in points])
+            # Where methods score alike, the first is on top.
+            depth = 3 - rank / len(methods)
+            _draw_method(axes, method, [(place(own), own.f1) for own in points], joined, depth)
         axes.set_xscale("log", base=base)
-        axes.xaxis.set_major_locator(ticker.LogLocator(base, subs=(1, 2, 5), numticks=8))
+        axes.xaxis.set_major_locator(ticker.LogLocator(base, subs=(1, 3)))
         axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
         axes.xaxis.set_minor_locator(ticker.NullLocator())
         axes.set(xlabel=xlabel, ylabel="F1", ylim=F1_LIMITS, title=receiver)
     return _legend_below(figure)
 
 
-def _draw_method(axes: Axes, method: str, points: Sequence[tuple[float | None, Mean]]) -> None:
+def _draw_method(
+    axes: Axes,
+    method: str,
+    points: Sequence[tuple[float | None, Mean]],
+    joined: bool,
+    depth: float,
+) -> None:
     shown = look(method)
     across = [mean for x, mean in points if x is None]
     for mean in across:
@@ -171,7 +183,8 @@ def _draw_method(axes: Axes, method: str, points: Sequence[tuple[float | None, M
         [x for x, _ in placed],
         [mean.number for _, mean in placed],
         marker=shown.marker,
-        linestyle=_line_style(method),
+        linestyle=_line_style(method) if joined else "",
+        zorder=depth,
         color=shown.colour,
         markersize=10 if shown.marker == "*" else 6,
         label=shown.label,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from latentwire.config import Experiment
+from latentwire.config import PAYLOAD_DTYPES, Experiment
 from latentwire.data.tables import read_examples
 from latentwire.files import read_json, write_text
 from latentwire.layout import Layout
@@ -253,7 +253,8 @@ def statistics_page(statistics: dict[str, Any]) -> Page:
         for own in comparisons
     ]
     words = (
-        f"Comparisons that the configuration declared before the run, {len(comparisons)} in all. "
+        f"Comparisons that the configuration declared before the run, {len(comparisons)} in all"
+        f"{_units(comparisons)}. "
         f"Test: {settings.get('test')}. Interval: {settings.get('interval')}. p-values are "
         f"corrected over the whole family by {settings.get('correction')}. 'Detectable' is the "
         "smallest difference that so many passages would have shown."
@@ -285,6 +286,12 @@ def _facts_of_pair(comparison: Mapping[str, Any]) -> dict[str, Any]:
     return {key: comparison[key] for key in keys if key in comparison}
 
 
+def _units(records: Sequence[Mapping[str, Any]]) -> str:
+    """The number of questions, and of the passages that a test resamples."""
+    counts = {(own["n"], own["n_clusters"]) for own in records if "n_clusters" in own}
+    return "".join(f", over {passages:,} passages with {n:,} questions" for n, passages in counts)
+
+
 def _without(record: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in keys}
 
@@ -294,9 +301,9 @@ def non_inferiority_page(statistics: dict[str, Any]) -> Page:
     verdicts = statistics["non_inferiority"]
     words = [f"{v['receiver']} at {v['target_ratio']:g}x: {v['sentence']}" for v in verdicts]
     rest = (
-        "One-sided tests over passages of the contrast latents - (1 - margin) * full text, for "
-        "each receiver and target ratio, not corrected for their number; the margin was declared "
-        "before the run. Lines are two-sided intervals of the ratio."
+        "One-sided tests of the contrast latents - (1 - margin) * full text, for each receiver and "
+        f"target ratio{_units(verdicts)}. They are not corrected for their number; the margin was "
+        "declared before the run. Lines are two-sided intervals of the ratio."
         if verdicts
         else "Nothing was tested: the experiment has no latents."
     )
@@ -341,10 +348,11 @@ def cost_page(series: Sequence[Series]) -> Page:
         "Medians over questions and training seeds, with the range from the 10th to the 90th "
         "percentile. Seconds are wall time of a batch, shared evenly by its questions, on the "
         "hardware named under Provenance; so the range is between batches, not questions. "
-        "Encoding is shared by the questions of a passage."
+        "Encoding is shared by the questions of a passage. Of messages, those as fp16 are drawn."
     )
+    drawn = [own for own in shown if own.method == "latent" or own.method not in PAYLOAD_DTYPES]
     table = Table("Cost per question", columns, rows)
-    return Page("Cost beside quality", [words], [table], lambda: draw_cost(shown))
+    return Page("Cost beside quality", [words], [table], lambda: draw_cost(drawn))
 
 
 def probe_page(probes: Sequence[dict[str, Any]], scores: Sequence[Score]) -> Page:

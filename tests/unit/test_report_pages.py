@@ -193,6 +193,9 @@ def test_pages_say_what_their_numbers_rest_on(results):
         assert "36 questions about 12 passages" in page
         assert "95% percentile intervals of a bootstrap over passages, with 100 resamples" in page
         assert "the training seeds (1, 2)" in page
+    for name in ("statistics", "non_inferiority"):
+        page = results.layout.page(name).read_text()
+        assert "over 12 passages with 36 questions" in page
     assert "by holm" in results.layout.page("statistics").read_text()
 
 
