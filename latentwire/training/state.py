@@ -203,8 +203,10 @@ class StateDirectory:
             return None
         newest = max(whole, key=saved_step)
         self._slot = 1 - _SLOTS.index(newest.name)
-        content = newest.read_bytes()[_HEADER.size :]
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with newest.open("rb") as file:
+            file.seek(_HEADER.size)
+            content = io.BytesIO(file.read())
+        state = torch.load(content, map_location="cpu", weights_only=True)
         self._check_identity(state)
         return saved_step(newest), state
 
@@ -245,9 +247,9 @@ def saved_slots(directory: Path) -> list[Path]:
 
 
 def saved_step(path: Path) -> int:
-    """The number of steps that a whole slot was saved after."""
+    """The number of steps that a slot was saved after; it can be believed if the slot is whole."""
     with path.open("rb") as file:
-        _, step = _HEADER.unpack(file.read(_HEADER.size))
+        _, step = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
     return step
 
 

@@ -46,6 +46,9 @@ def test_an_interrupted_training(layout, capsys):
     assert "shared-seed1: step 7 of 12" in out
     assert "1 restarts (the last one after: RuntimeError)" in out
     assert "run the workflow again to go on" in out
+    for slot in layout.state("shared-seed1").glob("slot*.pt"):
+        slot.write_bytes(b"cut")
+    assert run_statuses(layout)[0].step == 6
 
 
 def test_a_training_under_way(layout, capsys):

@@ -19,7 +19,7 @@ shell.prefix(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 # The report has pages of the name "Statistics" both of Snakemake's and of ours; where a caption links
 # is of no matter here, but docutils would warn readers in every caption.
-os.environ.update(DOCUTILSCONFIG="workflow/report/docutils.conf")
+os.environ |= {"DOCUTILSCONFIG": "workflow/report/docutils.conf"}
 
 
 def load_experiment():
