@@ -130,7 +130,9 @@ class _Parser(argparse.ArgumentParser):
         if self.prog != "latentwire":
             return super().format_help()
         groups = {
-            "use a trained wire": {name: command.help for name, command in COMMANDS.items()},
+            "use a trained wire, publish results": {
+                name: command.help for name, command in COMMANDS.items()
+            },
             "stages of an experiment": {name: verb.help for name, verb in VERBS.items()},
         }
         parts = [f"usage: latentwire VERB [options]\n\n{self.description}\n"]

@@ -1,4 +1,4 @@
-"""The verbs that use a trained wire: encode, ask, inspect, encode-corpus.
+"""The verbs that read no experiment: they use a trained wire, or publish results.
 
 Answers and messages go to standard output, everything else to standard error. Heavy libraries are
 imported by the verb that needs them.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentwire.errors import UserError
 from latentwire.files import whole_file
+from latentwire.publish import publish_options, run_publish
 from latentwire.training.progress import format_seconds
 
 if TYPE_CHECKING:
@@ -432,5 +433,12 @@ COMMANDS: dict[str, Command] = {
         "write many texts as latents into a store, going on where it stopped",
         _encode_corpus_options,
         "  latentwire encode-corpus data.jsonl -o store.sqlite --ratio 8 --dtype int8",
+    ),
+    "publish": Command(
+        run_publish,
+        "commit the small results and the report of an experiment to a branch, after asking",
+        publish_options,
+        "  latentwire publish results/pocket\n"
+        "  latentwire publish results/pocket --branch results --push origin",
     ),
 }

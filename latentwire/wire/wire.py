@@ -240,9 +240,12 @@ class Wire(nn.Module):
 
     def description(self) -> Description:
         """All but the weights."""
+        # Where this machine had the backbone is of no use to others.
+        backbone = self.encoder.backbone.config.to_dict()
+        backbone.pop("_name_or_path", None)
         return Description(
             wire=self.config,
-            backbone=self.encoder.backbone.config.to_dict(),
+            backbone=backbone,
             widths=self.widths,
             receivers=self.receivers,
             prompt=self.prompt,
