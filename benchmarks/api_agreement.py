@@ -4,7 +4,8 @@
 
 For every receiver and target ratio: the first 200 test questions, asked of messages that went
 through bytes, against the predictions of `evaluate-wire`; and the F1 of messages as int8 beside
-that of fp16. Leaves with 1 if more than one answer in 200 differs, or int8 costs over half a percent.
+that of fp16. Leaves with 1 if more than one answer in 200 differs, or int8 costs over half a
+percent.
 """
 
 import argparse
