@@ -62,12 +62,11 @@ def read(wire: str, name: str) -> None:
         print(server.getsockname()[1], flush=True)
         connection, _ = server.accept()
     with connection:
-        latents = Latents.from_bytes(receive(connection))
-        question = receive(connection).decode()
-        (answer,) = receiver.answer(latents, [question])
+        payload, question = receive(connection), receive(connection).decode()
+        (answer,) = receiver.answer(Latents.from_bytes(payload), [question])
         outcome = {
             "answer": answer,
-            "received": question,
+            "received_bytes": len(payload) + len(question.encode()),
             "has_encoder": "latentwire.wire.encoder" in sys.modules,
         }
         send(connection, json.dumps(outcome).encode())

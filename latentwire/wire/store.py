@@ -92,7 +92,9 @@ class LatentStore:
         """
         rows = [(key, message.to_bytes(dtype)) for key, message in messages]
         with self._explained(), self._transaction():
-            self._connection.executemany("INSERT OR IGNORE INTO messages VALUES (?, ?)", rows)
+            self._connection.executemany(
+                "INSERT INTO messages VALUES (?, ?) ON CONFLICT (key) DO NOTHING", rows
+            )
 
     def get(self, key: str) -> Latents:
         """The message of a key.
