@@ -1,4 +1,5 @@
-"""The command line, one verb per stage: `python -m latentwire <verb> [options] [--some.key value]`.
+"""The command line: `latentwire <verb>`. One verb per stage, which takes keys of the experiment,
+`[--some.key value]`, besides the commands of `commands.py`, which use a trained wire.
 
 Heavy libraries are imported by the verb that needs them, after the number of threads is set.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from latentwire.cluster.signals import interruptible
 from latentwire.cluster.slurm import refuse_login_node, requeue_if_taken
+from latentwire.commands import COMMANDS, EXIT_CODES, add_command
 from latentwire.errors import Interrupted, UserError
 from latentwire.layout import Layout
 
@@ -28,6 +30,8 @@ USER_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 EXAMPLES = """\
 examples:
+  latentwire encode passage.txt -o passage.lw --ratio 8 --wire results/pocket/wires/shared/seed1
+  latentwire ask passage.lw "Where was Ada born?" --wire results/pocket/wires/shared/seed1
   python -m latentwire receiver --name llama
   python -m latentwire prepare
   python -m latentwire train-wire --seed 1 --wire.latent_dim 128 --experiment narrow
@@ -37,7 +41,13 @@ examples:
 
 Any key of the configuration can be set by its dotted name; the value is YAML, as in
 --wire.target_ratios '[4, 8]'. A new data.source replaces the whole section `data`.
-`snakemake --cores 2` runs all verbs in order.
+`snakemake --cores 2` runs all stages in order.
+"""
+_OPTIONS = """\
+options:
+  -h, --help           show this, or the options and examples of a verb
+  --version            print the version and leave
+  --print-completion   print the completion for a shell: bash, zsh or tcsh
 """
 
 logger = logging.getLogger(__name__)
@@ -103,6 +113,9 @@ class Verb:
 
 def _run(arguments: list[str], handlers: contextlib.ExitStack) -> None:
     options, rest = _parse(arguments)
+    if options.verb in COMMANDS:
+        COMMANDS[options.verb].run(options)
+        return
     from latentwire.configuration import load_experiment
 
     verb = VERBS[options.verb]
@@ -129,19 +142,46 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")
 
+    def format_help(self) -> str:
+        """The help of a verb as argparse has it; of all verbs, in groups."""
+        if self.prog != "latentwire":
+            return super().format_help()
+        groups = {
+            "use a trained wire, publish results": {
+                name: command.help for name, command in COMMANDS.items()
+            },
+            "stages of an experiment": {name: verb.help for name, verb in VERBS.items()},
+        }
+        parts = [f"usage: latentwire VERB [options]\n\n{self.description}\n"]
+        for title, verbs in groups.items():
+            lines = (f"  {name:<20} {text}" for name, text in verbs.items())
+            parts.append("\n".join([f"{title}:", *lines, ""]))
+        return "\n".join([*parts, _OPTIONS, EXAMPLES, EXIT_CODES])
+
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
-        raise UserError(f"unknown verb {arguments[0]!r}{_hint(arguments[0], list(VERBS))}")
+    known = [*COMMANDS, *VERBS]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        raise UserError(f"unknown verb {arguments[0]!r}{_hint(arguments[0], known)}")
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.verb in COMMANDS:
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    return options, rest
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
     parser = _Parser(
-        prog="python -m latentwire",
+        prog="latentwire",
         description="One encoder writes a text as latents that several frozen models read.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_PrintVersion)
+    parser.add_argument("--print-completion", action=_PrintCompletion)
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
+    for name, command in COMMANDS.items():
+        add_command(verbs, name, command)
     for name, verb in VERBS.items():
         subparser = verbs.add_parser(
             name,
@@ -165,7 +205,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         for option, text in verb.options:
             kind: dict[str, Any] = _OPTION_KINDS.get(option, {})
             subparser.add_argument(option, help=text, **kind)
-    return parser.parse_known_args(arguments)
+    return parser
 
 
 _OPTION_KINDS: dict[str, dict[str, Any]] = {
@@ -186,6 +226,19 @@ _OPTION_KINDS: dict[str, dict[str, Any]] = {
     "--power": {"type": float, "default": 0.8},
     "--alpha": {"type": float, "default": 0.05},
 }
+
+
+class _PrintCompletion(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, **_: Any) -> None:
+        super().__init__(
+            option_strings, dest, choices=("bash", "zsh", "tcsh"), help="print it for a shell"
+        )
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, *__: Any) -> None:
+        import shtab
+
+        print(shtab.complete(parser, shell))
+        parser.exit()
 
 
 class _PrintVersion(argparse.Action):

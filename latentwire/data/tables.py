@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentwire.data.source import with_question
 from latentwire.errors import UserError
 from latentwire.files import whole_file
 
@@ -39,7 +40,7 @@ def source_text(example: Example, source_mode: str) -> str:
     """What is compressed: the passage, or passage and question."""
     if source_mode == "context":
         return example.context
-    return f"{example.context}\n{example.question}"
+    return with_question(example.context, example.question)
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:

@@ -27,7 +27,8 @@ from latentwire.layout import Layout
 from latentwire.receivers.loading import DESCRIPTION, latent_reader, load_receiver
 from latentwire.receivers.receiver import Receiver
 from latentwire.training.passages import group_sources
-from latentwire.wire.wire import WEIGHTS, Wire
+from latentwire.wire.description import WEIGHTS
+from latentwire.wire.wire import Wire
 
 
 def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) -> None:

@@ -1,6 +1,5 @@
 """The stage `receiver`: a folder of its own for a bundled, pretrained, local or hub model."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -12,11 +11,16 @@ from latentwire.config import Experiment, ReceiverSource
 from latentwire.config import Receiver as ReceiverConfig
 from latentwire.errors import UserError
 from latentwire.files import copy_files, write_json
+from latentwire.hub import download
 from latentwire.layout import Layout
-from latentwire.receivers.loading import DESCRIPTION, open_model, open_tokenizer
+from latentwire.receivers.loading import (
+    BUNDLED,
+    DESCRIPTION,
+    open_model,
+    open_tokenizer,
+    weights_checksum,
+)
 from latentwire.receivers.pretrain import pretrain_receiver
-
-BUNDLED = Path(__file__).parents[2] / "resources" / "receivers"
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ def build_receiver(experiment: Experiment, layout: Layout, name: str) -> None:
     elif settings.path is not None:
         _describe(directory, settings, str(settings.path.resolve()))
     elif settings.repo_id is not None and settings.revision is not None:
-        commit = _resolve_commit(settings.repo_id, settings.revision)
+        commit = resolve_commit(settings.repo_id, settings.revision)
         _describe(directory, settings, settings.repo_id, commit)
 
 
@@ -73,20 +77,8 @@ def _facts(location: str, revision: str | None, settings: ReceiverConfig) -> dic
         "embedding_rms": embedding.square().mean().sqrt().item(),
         "embedding_norm_mean": norms.mean().item(),
         "embedding_norm_max": norms.max().item(),
-        "weights_sha256": _weights_checksum(Path(location)),
+        "weights_sha256": weights_checksum(location),
     }
-
-
-def _weights_checksum(location: Path) -> str | None:
-    """SHA-256 over the weight files of a folder; a hub commit already pins its files."""
-    if not location.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(location.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _copy_bundled(name: str, directory: Path) -> None:
@@ -100,18 +92,11 @@ def _copy_bundled(name: str, directory: Path) -> None:
     copy_files(bundled, directory)
 
 
-def _resolve_commit(repo_id: str, revision: str) -> str:
-    """The commit hash of a revision, from the hub or its local cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def resolve_commit(repo_id: str, revision: str) -> str:
+    """The commit hash of a revision, from the hub or its local cache.
 
-    try:
-        # The snapshot folder is named after the commit; one small file is enough to learn it.
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns="config.json")
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"cannot reach {repo_id} at revision {revision!r} on the hub: {error}\nOnline, check "
-            f"the names, and for gated models accept the licence and run `hf auth login`; offline, "
-            f"run `hf download {repo_id} --revision {revision}` beforehand, or use `source: path`"
-        ) from error
-    return Path(folder).name
+    Raises:
+        UserError: if the repository cannot be reached and is not in the cache.
+    """
+    # The snapshot folder is named after the commit; one small file is enough to learn it.
+    return download(repo_id, revision, ["config.json"]).name

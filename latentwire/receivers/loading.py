@@ -1,5 +1,6 @@
 """Opening a prepared receiver folder: `receiver.json` says where the model is."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from latentwire.receivers.prompt import Prompt
 from latentwire.receivers.receiver import Receiver
 
 DESCRIPTION = "receiver.json"
+BUNDLED = Path(__file__).parents[2] / "resources" / "receivers"
 
 # The loading of weights is no work worth a bar of its own in a stage's log.
 disable_progress_bar()
@@ -69,6 +71,29 @@ def model_location(directory: Path) -> dict[str, Any]:
     if description["revision"] is not None:
         return {"location": description["model"], "revision": description["revision"]}
     return {"location": str((directory / description["model"]).resolve()), "revision": None}
+
+
+def receiver_origin(experiment: Experiment, layout: Layout, name: str) -> dict[str, Any]:
+    """Where a wire finds a prepared receiver again, and how it knows it: facts of `ReceiverFacts`.
+
+    As `model_location` gives it, with `dtype` and `weights_sha256`.
+    """
+    settings = next(receiver for receiver in experiment.receivers if receiver.name == name)
+    location = model_location(layout.receiver(name))
+    checksum = weights_checksum(location["location"])
+    return {**location, "dtype": settings.dtype, "weights_sha256": checksum}
+
+
+def weights_checksum(location: str) -> str | None:
+    """SHA-256 over the weight files of a folder; a hub commit already pins its files."""
+    if not Path(location).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(Path(location).glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def named_model_location(experiment: Experiment, layout: Layout, name: str) -> dict[str, Any]:

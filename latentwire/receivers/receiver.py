@@ -80,7 +80,7 @@ class Receiver:
             for module in model.modules()
             if isinstance(getattr(module, "scaling", None), float)
         ]
-        self._stop_ids = {tokenizer.eos_token_id, *([eos] if isinstance(eos, int) else eos or [])}
+        self.stop_ids = {tokenizer.eos_token_id, *([eos] if isinstance(eos, int) else eos or [])}
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +99,10 @@ class Receiver:
     def pad_id(self) -> int:
         pad_id = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad_id is None else pad_id
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Embeddings `[T, D]` of token ids."""
+        return self._embed(torch.tensor(ids, dtype=torch.long, device=self.device))
 
     def text_source(self, source_ids: Sequence[Sequence[int]]) -> Source:
         """Embeds source tokens, right-padded."""
@@ -175,7 +179,7 @@ class Receiver:
         running = torch.ones(len(rows), dtype=torch.bool)
         for step in range(max_new_tokens):
             for index, token in enumerate(next_ids.tolist()):
-                if running[index] and token in self._stop_ids:
+                if running[index] and token in self.stop_ids:
                     running[index] = False
                 elif running[index]:
                     answers[index].append(token)

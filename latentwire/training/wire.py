@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 from latentwire.config import NOT_SCIENCE, Experiment
 from latentwire.data.tables import read_examples
 from latentwire.evaluation.scoring import f1
-from latentwire.files import copy_file, discard_partial, file_digest, write_text
+from latentwire.files import copy_file, discard_partial, file_digest
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout, Split
 from latentwire.receivers.loading import (
@@ -23,11 +23,11 @@ from latentwire.receivers.loading import (
     load_receiver,
     named_model_location,
     open_tokenizer,
+    receiver_origin,
 )
 from latentwire.receivers.packing import PackedQuestions, pad_rows
 from latentwire.receivers.receiver import Receiver, Source
 from latentwire.training.batches import BatchOrder
-from latentwire.training.card import wire_card
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import alignment_loss, answer_loss, guard_loss
 from latentwire.training.passages import (
@@ -39,8 +39,11 @@ from latentwire.training.passages import (
     tokenise_passages,
 )
 from latentwire.training.state import Identity, StateDirectory
+from latentwire.wire.card import wire_card
+from latentwire.wire.description import WEIGHTS, ReceiverFacts
 from latentwire.wire.pooling import num_groups
-from latentwire.wire.wire import WEIGHTS, LatentBatch, ReceiverFacts, Wire
+from latentwire.wire.reading import LatentBatch
+from latentwire.wire.wire import Wire
 
 # Keeps the ratio on unseen passages at or above the target in spite of rounding.
 _WIDTH_MARGIN = 1.005
@@ -87,7 +90,7 @@ def _train(experiment: Experiment, layout: Layout, seed: int, state: StateDirect
     directory = layout.wire(name, seed)
     discard_partial(directory)
     copy_file(metrics, directory / METRICS)
-    write_text(directory / "README.md", wire_card(experiment, wire, seed, task.num_steps))
+    wire.card = wire_card(experiment, wire, seed, task.num_steps)
     if experiment.wire.encoder_of is None:
         # Text may have been written at a ratio that no answer was given at.
         wire.widths = {ratio: wire.widths[ratio] for ratio in experiment.wire.target_ratios}
@@ -109,6 +112,7 @@ def make_wire(
             receiver.embedding_rms,
             receiver.model.config.num_hidden_layers,
             receiver.prompt.anchor_ids,
+            **receiver_origin(experiment, layout, receiver.name),
         )
         for receiver in receivers
     }
@@ -134,7 +138,15 @@ def make_wire(
             attn_implementation="sdpa",
         )
     widths = dict.fromkeys(experiment.wire.target_ratios, 1.0)
-    wire = Wire(experiment.wire, backbone, tokenizer, widths, facts)
+    wire = Wire(
+        experiment.wire,
+        backbone,
+        tokenizer,
+        widths,
+        facts,
+        experiment.prompt,
+        experiment.length.max_source_tokens,
+    )
     if experiment.wire.start_from is not None:
         wire.take_weights(Wire.from_pretrained(layout.wire(experiment.wire.start_from, seed)))
     if encoder.lora_rank is not None:

@@ -36,6 +36,61 @@ class PayloadDtype(IntEnum):
 
 
 @dataclass(frozen=True)
+class Header:
+    """What a message says of itself.
+
+    Attributes:
+        dtype: how its values are written.
+        ratio: the target ratio that was asked for.
+        wire_id: 16 bytes that name the encoder which wrote it.
+        num_latents: M.
+        latent_dim: L.
+    """
+
+    dtype: PayloadDtype
+    ratio: float
+    wire_id: bytes
+    num_latents: int
+    latent_dim: int
+
+    @classmethod
+    def read(cls, payload: bytes) -> "Header":
+        """Reads the header of a whole message, sizes and checksum checked.
+
+        Raises:
+            UserError: if the payload is not a message, is of a newer version, or is damaged.
+        """
+        if len(payload) < _HEADER.size or not payload.startswith(_MAGIC):
+            raise UserError("this is not a LatentWire message: it does not start with its header")
+        *fields, checksum = _HEADER.unpack_from(payload)
+        _, version, code, group, wire_id, ratio, num_latents, latent_dim = fields
+        if version != _VERSION:
+            raise UserError(
+                f"message version {version} is not known; this program reads {_VERSION}"
+            )
+        if code not in list(PayloadDtype):
+            raise UserError(f"message dtype {code} is not known; known are {_names()}")
+        kind = PayloadDtype(code)
+        if group != (0 if kind == PayloadDtype.fp16 else _GROUP):
+            raise UserError(f"the message has groups of {group} values, not {_GROUP}")
+        if not (num_latents and latent_dim and math.isfinite(ratio) and ratio >= 1):
+            raise UserError(
+                f"the message is malformed: {num_latents} latents of width {latent_dim} at a ratio "
+                f"of {ratio:g}; it must hold some, at a ratio of 1 or more"
+            )
+        body = memoryview(payload)[_HEADER.size :]
+        if len(body) != num_latents * _row_bytes(latent_dim, kind):
+            raise UserError(
+                f"the message says {num_latents} x {latent_dim} {kind.name} values, but "
+                f"{len(body)} bytes follow its header: it was cut or altered"
+            )
+        if zlib.crc32(body, zlib.crc32(_HEADER.pack(*fields, 0))) != checksum:
+            raise UserError("the message is damaged: its checksum does not match")
+        # Six digits are what single precision holds, so that 3.3 is read as it was written.
+        return cls(kind, float(f"{ratio:.6g}"), wire_id, num_latents, latent_dim)
+
+
+@dataclass(frozen=True)
 class Latents:
     """A message.
 
@@ -44,16 +99,21 @@ class Latents:
             from.
         ratio: the target ratio that was asked for.
         wire_id: 16 bytes that name the encoder which wrote it.
+        num_chunks: parts that a text longer than the encoder's window was read in; none is not
+            known, as of a message that was read from bytes.
     """
 
     values: Tensor
     ratio: float
     wire_id: bytes
+    num_chunks: int | None = None
 
     @classmethod
-    def quantise(cls, values: Tensor, ratio: float, wire_id: bytes) -> "Latents":
+    def quantise(
+        cls, values: Tensor, ratio: float, wire_id: bytes, num_chunks: int | None = None
+    ) -> "Latents":
         """Makes a message of a wire's output, rounded as fp16 rounds it."""
-        return cls(values.detach().cpu().half().float(), ratio, wire_id)
+        return cls(values.detach().cpu().half().float(), ratio, wire_id, num_chunks)
 
     def to_bytes(self, dtype: str = "fp16") -> bytes:
         """The message as bytes, little-endian, row by row.
@@ -92,41 +152,16 @@ class Latents:
         Raises:
             UserError: if the payload is not a message, is of a newer version, or is damaged.
         """
-        if len(payload) < _HEADER.size or not payload.startswith(_MAGIC):
-            raise UserError("this is not a LatentWire message: it does not start with its header")
-        *fields, checksum = _HEADER.unpack_from(payload)
-        _, version, code, group, wire_id, ratio, num_latents, latent_dim = fields
-        if version != _VERSION:
-            raise UserError(
-                f"message version {version} is not known; this program reads {_VERSION}"
-            )
-        if code not in list(PayloadDtype):
-            raise UserError(f"message dtype {code} is not known; known are {_names()}")
-        kind = PayloadDtype(code)
-        if group != (0 if kind == PayloadDtype.fp16 else _GROUP):
-            raise UserError(f"the message has groups of {group} values, not {_GROUP}")
-        if not (num_latents and latent_dim and math.isfinite(ratio) and ratio >= 1):
-            raise UserError(
-                f"the message is malformed: {num_latents} latents of width {latent_dim} at a ratio "
-                f"of {ratio:g}; it must hold some, at a ratio of 1 or more"
-            )
+        header = Header.read(payload)
         body = memoryview(payload)[_HEADER.size :]
-        if len(body) != num_latents * _row_bytes(latent_dim, kind):
-            raise UserError(
-                f"the message says {num_latents} x {latent_dim} {kind.name} values, but "
-                f"{len(body)} bytes follow its header: it was cut or altered"
-            )
-        if zlib.crc32(body, zlib.crc32(_HEADER.pack(*fields, 0))) != checksum:
-            raise UserError("the message is damaged: its checksum does not match")
-        shape = (num_latents, latent_dim)
-        if kind == PayloadDtype.fp16:
+        shape = (header.num_latents, header.latent_dim)
+        if header.dtype == PayloadDtype.fp16:
             values = np.frombuffer(body, "<f2").astype(np.float32).reshape(shape)
         else:
-            values = _from_integers(body, shape, kind)
+            values = _from_integers(body, shape, header.dtype)
         if not np.isfinite(values).all():
             raise UserError("the message is malformed: it holds values that are not finite")
-        # Six digits are what single precision holds, so that 3.3 is read as it was written.
-        return cls(torch.from_numpy(values), float(f"{ratio:.6g}"), wire_id)
+        return cls(torch.from_numpy(values), header.ratio, header.wire_id)
 
 
 def _names() -> str:

@@ -4,62 +4,47 @@ Shapes: B sources, S tokens, M latents of the longest message, L latent_dim, D e
 """
 
 import hashlib
+import logging
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from latentwire.config import PromptFormat
 from latentwire.config import Wire as WireConfig
+from latentwire.data.source import with_question
 from latentwire.errors import UserError
-from latentwire.files import read_json, whole_file, write_json, write_text
+from latentwire.files import whole_file, write_json, write_text
 from latentwire.receivers.loading import open_tokenizer
 from latentwire.receivers.packing import pad_rows
 from latentwire.receivers.receiver import Source
 from latentwire.wire.adapter import Adapter
+from latentwire.wire.card import read_card
+from latentwire.wire.chunks import split_tokens
+from latentwire.wire.description import CARD, WEIGHTS, Description, ReceiverFacts, wire_folder
 from latentwire.wire.encoder import EncodedSources, Encoder
+from latentwire.wire.latent_receiver import LatentReceiver, load_frozen
 from latentwire.wire.payload import Latents
 from latentwire.wire.pooling import num_groups
+from latentwire.wire.reading import (
+    LatentBatch,
+    latent_widths,
+    make_adapter,
+    soft_tokens,
+    stack_messages,
+)
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SENTENCE_MARKS = (".", "!", "?", "\n", "\u3002", "\uff01", "\uff1f")
 
 
-@dataclass(frozen=True)
-class ReceiverFacts:
-    """What a wire must know of a receiver to write for it.
-
-    Attributes:
-        embedding_dim: width D of its embeddings.
-        embedding_rms: root mean square of its embedding matrix.
-        num_layers: its layers.
-        anchor_ids: token ids of the anchor, as trained with.
-    """
-
-    embedding_dim: int
-    embedding_rms: float
-    num_layers: int
-    anchor_ids: list[int]
-
-
-@dataclass(frozen=True)
-class LatentBatch:
-    """Latents of several sources, as receivers' adapters take them.
-
-    Attributes:
-        values: `[B, M, L]`.
-        mask: `[B, M]`, true where real; real latents come first.
-        widths: `[B]` encoder tokens that each latent of a source stands for.
-    """
-
-    values: Tensor
-    mask: Tensor
-    widths: Tensor
+logger = logging.getLogger(__name__)
 
 
 class Wire(nn.Module):
@@ -72,6 +57,12 @@ class Wire(nn.Module):
         widths: encoder tokens per latent for each target ratio, chosen so that every receiver
             reaches the ratio.
         receivers: facts of each receiver by name.
+        prompt: how receivers are asked.
+        max_source_tokens: longest source that the encoder has learned from, in its tokens; none is
+            as long as its backbone reads.
+
+    Attributes:
+        card: the text of its model card, if it has one.
     """
 
     def __init__(
@@ -81,15 +72,20 @@ class Wire(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         widths: dict[float, float],
         receivers: dict[str, ReceiverFacts],
+        prompt: PromptFormat | None = None,
+        max_source_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
         self.widths = widths
         self.receivers = receivers
+        self.prompt = prompt or PromptFormat()
+        self.max_source_tokens = max_source_tokens
+        self.card: str | None = None
         self.encoder = Encoder(backbone, config.encoder, config.latent_dim)
         # Names may hold dots, which module names may not.
-        self.adapters = nn.ModuleList(self._adapter(facts) for facts in receivers.values())
+        self.adapters = nn.ModuleList(make_adapter(config, facts) for facts in receivers.values())
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +114,7 @@ class Wire(nn.Module):
 
     def add_receivers(self, receivers: dict[str, ReceiverFacts]) -> None:
         """Adds untrained adapters of further receivers; what is there stays as it is."""
-        self.adapters.extend(self._adapter(facts) for facts in receivers.values())
+        self.adapters.extend(make_adapter(self.config, facts) for facts in receivers.values())
         self.receivers = self.receivers | receivers
 
     def take_weights(self, other: "Wire") -> None:
@@ -162,33 +158,48 @@ class Wire(nn.Module):
     def soft_tokens(self, receiver: str, latents: LatentBatch) -> Source:
         """Maps latents to a receiver's soft tokens `[B, M, D]`.
 
-        Soft tokens that are spread stand as far apart as what they were pooled from, after Enhanced
-        Position Layout (arXiv 2409.14364).
-
         Raises:
             UserError: if the wire has no adapter for the receiver.
         """
-        names = [*self.receivers]
-        if receiver not in names:
-            raise UserError(f"no adapter for receiver {receiver!r}; there are {names}")
-        soft_tokens, deep = self.adapters[names.index(receiver)](latents.values)
-        is_spread = (
-            self.config.adapter.positions == "spread" and self.config.encoder.num_latents is None
-        )
-        spacing = latents.widths.clamp(min=1) if is_spread else None
-        return Source(soft_tokens, latents.mask, spacing, deep)
+        return soft_tokens(self.config, self._adapter(receiver), latents)
 
     @torch.no_grad()
-    def encode(self, sources: Sequence[str], ratio: float) -> list[Latents]:
+    def encode(
+        self,
+        texts: Sequence[str],
+        ratio: float,
+        questions: Sequence[str] | None = None,
+        batch_size: int = 32,
+    ) -> list[Latents]:
         """Messages of source texts at a target ratio.
 
+        A text that is longer than the encoder's window is read in parts, whose latents follow one
+        another in its message; a warning says so, and `num_chunks` of the message.
+
+        Args:
+            texts: the texts, which may be of any length.
+            ratio: one of the wire's target ratios.
+            questions: a question for each text, for a wire that compresses both together
+                (`wire.source_mode: prompt`), and for no other.
+            batch_size: texts, or parts of texts, that are read together.
+
         Raises:
-            UserError: if a text is empty or the ratio is not one of the wire's.
+            UserError: if a text is empty, the ratio is not one of the wire's, or questions are
+                missing or of no use.
         """
-        ids = self.source_ids(sources)
-        if not all(ids):
-            raise UserError("cannot encode an empty text: give at least one character")
-        return self.messages(self.read(ids), ratio)
+        latent_widths(self.widths, [ratio])
+        chunks = self._chunks(self._sources(texts, questions))
+        flat = [ids for own in chunks for ids in own]
+        parts = [
+            message.values
+            for start in range(0, len(flat), batch_size)
+            for message in self.messages(self.read(flat[start : start + batch_size]), ratio)
+        ]
+        remaining = iter(parts)
+        return [
+            Latents(torch.cat([next(remaining) for _ in own]), ratio, self.wire_id, len(own))
+            for own in chunks
+        ]
 
     @torch.no_grad()
     def messages(self, sources: EncodedSources, ratio: float) -> list[Latents]:
@@ -206,28 +217,113 @@ class Wire(nn.Module):
             UserError: if the wire has no adapter for the receiver, or a message is another wire's
                 or at a ratio that is not one of this one's.
         """
-        for message in messages:
-            if message.wire_id != self.wire_id:
-                raise UserError(
-                    f"a message of wire {message.wire_id.hex()} cannot be read through wire "
-                    f"{self.wire_id.hex()}; use the wire that wrote it"
-                )
-        lengths = torch.tensor([len(message.values) for message in messages])
-        values = nn.utils.rnn.pad_sequence(
-            [message.values for message in messages], batch_first=True
-        ).to(self.device)
-        mask = (torch.arange(values.shape[1]) < lengths[:, None]).to(self.device)
-        widths = self._widths([message.ratio for message in messages])
-        return self.soft_tokens(receiver, LatentBatch(values, mask, widths))
+        latents = stack_messages(
+            messages, self.wire_id, self.config.latent_dim, self.widths, self.device
+        )
+        return self.soft_tokens(receiver, latents)
 
-    def save_pretrained(self, directory: Path) -> None:
-        """Writes weights, configuration and tokenizer; the weights last."""
-        description = {
-            "wire": self.config.model_dump(mode="json"),
-            "backbone": self.encoder.backbone.config.to_dict(),
-            "widths": {f"{ratio:g}": width for ratio, width in self.widths.items()},
-            "receivers": {name: asdict(facts) for name, facts in self.receivers.items()},
-        }
+    def receiver(self, name: str, path: Path | str | None = None) -> LatentReceiver:
+        """Loads a receiver that the wire was trained with, frozen, on the wire's device.
+
+        Args:
+            name: the receiver's name in the wire.
+            path: folder or hub repository (`owner/name@commit`) of its model, if it is not where it
+                was in training.
+
+        Raises:
+            UserError: if the wire has no such receiver, or the model is not there or another one.
+        """
+        description = self.description()
+        adapter = self._adapter(name)
+        frozen = load_frozen(description, name, path, str(self.device))
+        return LatentReceiver(frozen, adapter, description)
+
+    def description(self) -> Description:
+        """All but the weights."""
+        # Where this machine had the backbone is of no use to others.
+        backbone = self.encoder.backbone.config.to_dict()
+        backbone.pop("_name_or_path", None)
+        return Description(
+            wire=self.config,
+            backbone=backbone,
+            widths=self.widths,
+            receivers=self.receivers,
+            prompt=self.prompt,
+            max_source_tokens=self.max_source_tokens,
+            wire_id=self.wire_id.hex(),
+        )
+
+    def save_pretrained(self, directory: Path | str) -> None:
+        """Writes weights, configuration, tokenizer and model card; the weights last."""
+        self._save(Path(directory), self.description())
+
+    def push_to_hub(
+        self, repo_id: str, private: bool | None = None, commit_message: str = "Upload a wire"
+    ) -> str:
+        """Uploads the wire as `save_pretrained` writes it; the repository is made if needed.
+
+        Where receivers came from folders of this machine, their place is left out: whoever loads
+        the wire names it with `receiver(name, path=...)`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: if the hub refuses.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+        with tempfile.TemporaryDirectory() as folder:
+            self._save(Path(folder), self.description().without_folders())
+            try:
+                HfApi().create_repo(repo_id, private=private, exist_ok=True)
+                commit = HfApi().upload_folder(
+                    repo_id=repo_id, folder_path=folder, commit_message=commit_message
+                )
+            except (HfHubHTTPError, HFValidationError, OSError) as error:
+                raise UserError(
+                    f"cannot upload to {repo_id}: {error}\nLog in with `hf auth login` and a token "
+                    "that may write; give the repository as owner/name"
+                ) from error
+        return str(commit.commit_url)
+
+    @classmethod
+    def from_pretrained(
+        cls, location: Path | str, device: str = "cpu", revision: str | None = None
+    ) -> "Wire":
+        """Loads a trained wire from safetensors; nothing that comes with it is run.
+
+        Args:
+            location: a folder, or a hub repository as `owner/name`.
+            device: where it runs, for example `cuda`.
+            revision: commit, tag or branch of the repository; none is its main branch.
+
+        Raises:
+            UserError: if a file is missing or malformed, or the weights do not fit the
+                configuration.
+        """
+        directory = wire_folder(location, revision)
+        description = Description.read(directory)
+        wire = cls(
+            description.wire,
+            _empty_backbone(description, directory),
+            open_tokenizer(str(directory), None),
+            description.widths,
+            description.receivers,
+            description.prompt,
+            description.max_source_tokens,
+        )
+        try:
+            wire.load_state_dict(load_file(directory / WEIGHTS))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"the weights of the wire in {directory} do not load: {error}"
+            ) from error
+        wire.card = read_card(directory)
+        return wire.eval().requires_grad_(False).to(device)
+
+    def _save(self, directory: Path, description: Description) -> None:
         special_tokens = {
             name: token
             for name, token in self.tokenizer.special_tokens_map.items()
@@ -238,57 +334,72 @@ class Wire(nn.Module):
             directory / "tokenizer_config.json",
             {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens},
         )
-        write_json(directory / CONFIG, description)
+        description.write(directory)
+        if self.card is not None:
+            write_text(directory / CARD, self.card)
         with whole_file(directory / WEIGHTS) as temporary:
             save_file(
                 {name: value.contiguous() for name, value in self.state_dict().items()}, temporary
             )
 
-    @classmethod
-    def from_pretrained(cls, directory: Path | str, device: str = "cpu") -> "Wire":
-        """Loads a trained wire.
-
-        Raises:
-            UserError: if a file is missing or malformed, or the weights do not fit the
-                configuration.
-        """
-        directory = Path(directory)
-        description: dict[str, Any] = read_json(directory / CONFIG)
-        backbone_config = dict(description["backbone"])
-        backbone = AutoModel.from_config(
-            AutoConfig.for_model(backbone_config.pop("model_type"), **backbone_config),
-            attn_implementation="sdpa",
-        )
-        wire = cls(
-            WireConfig.model_validate(description["wire"]),
-            backbone.float(),
-            open_tokenizer(str(directory), None),
-            {float(ratio): width for ratio, width in description["widths"].items()},
-            {name: ReceiverFacts(**facts) for name, facts in description["receivers"].items()},
-        )
-        try:
-            wire.load_state_dict(load_file(directory / WEIGHTS))
-        except (FileNotFoundError, RuntimeError) as error:
+    def _sources(self, texts: Sequence[str], questions: Sequence[str] | None) -> list[str]:
+        """What is compressed of each text, checked."""
+        if isinstance(texts, str):
+            raise UserError("encode takes a list of texts, not a text: give [text]")
+        for index, text in enumerate(texts):
+            if not text.strip():
+                raise UserError(
+                    f"cannot encode an empty text (number {index}): give at least one character"
+                )
+        if (self.config.source_mode == "prompt") != (questions is not None):
             raise UserError(
-                f"the weights of the wire in {directory} do not load: {error}"
-            ) from error
-        return wire.eval().requires_grad_(False).to(device)
+                "this wire compresses passage and question together: give a question for each text"
+                if questions is None
+                else "this wire compresses passages alone: put the questions to a receiver"
+            )
+        if questions is None:
+            return list(texts)
+        if len(questions) != len(texts):
+            raise UserError(f"{len(texts)} texts need as many questions, not {len(questions)}")
+        return [with_question(*pair) for pair in zip(texts, questions, strict=True)]
+
+    def _chunks(self, sources: Sequence[str]) -> list[list[list[int]]]:
+        """Token ids of the parts of each source, of which most have one."""
+        windows = (self.max_source_tokens, self.encoder.backbone.config.max_position_embeddings)
+        window = min(size for size in windows if size is not None)
+        chunks = [
+            split_tokens(ids, self._sentence_ends[ids].tolist(), window)
+            for ids in self.source_ids(sources)
+        ]
+        for index, own in enumerate(chunks):
+            if len(own) > 1:
+                logger.warning(
+                    "text %d has %d tokens, more than the encoder's window of %d: it is read in "
+                    "%d parts, which do not see one another",
+                    index,
+                    sum(map(len, own)),
+                    window,
+                    len(own),
+                )
+        return chunks
 
     def _widths(self, ratios: Sequence[float]) -> Tensor:
-        unknown = sorted(set(ratios) - self.widths.keys())
-        if unknown:
-            raise UserError(f"ratio {unknown[0]} is not one of the wire's: {sorted(self.widths)}")
-        return torch.tensor([self.widths[ratio] for ratio in ratios], device=self.device)
+        return latent_widths(self.widths, ratios).to(self.device)
 
-    def _adapter(self, facts: ReceiverFacts) -> Adapter:
-        settings = self.config.adapter
-        unit = facts.embedding_rms if settings.calibration == "embed_rms" else 1.0
-        hidden_dim = settings.hidden_dim or 2 * facts.embedding_dim
-        return Adapter(
-            self.config.latent_dim,
-            hidden_dim,
-            facts.embedding_dim,
-            settings.gain * unit,
-            settings.learned_gain,
-            min(settings.deep_layers, facts.num_layers - 1),
-        )
+    def _adapter(self, receiver: str) -> Adapter:
+        names = [*self.receivers]
+        if receiver not in names:
+            raise UserError(f"no adapter for receiver {receiver!r}; there are {names}")
+        return cast(Adapter, self.adapters[names.index(receiver)])
+
+
+def _empty_backbone(description: Description, directory: Path) -> PreTrainedModel:
+    """The encoder's transformer, its weights still to come."""
+    settings = dict(description.backbone)
+    try:
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        return AutoModel.from_config(config, attn_implementation="sdpa").float()
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the encoder of the wire in {directory} is of no known architecture: {error}"
+        ) from error

@@ -1,7 +1,8 @@
 """README and documentation hold: their commands work, their files and links are there.
 
 Commands run in a copy of the repository, in the order of the page: `snakemake` and `make` say what
-they would do, everything else runs as it is written.
+they would do, everything else runs as it is written, Python too. In the place of the demo's wire is
+an untrained one.
 """
 
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trained import save_wire
 
 from latentwire.config import Experiment
 from latentwire.configuration import validate
@@ -33,7 +35,9 @@ COPIED = (
     "profiles",
     "latentwire",
     "config",
+    "examples",
 )
+WIRE = "results/pocket/wires/shared/seed1"
 BLOCK = re.compile(r"^```(\w+)(?: title=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WITH_BLOCKS = [page for page in PAGES if BLOCK.search((REPOSITORY / page).read_text())]
 
@@ -52,9 +56,17 @@ def copy(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("page", WITH_BLOCKS)
-def test_what_a_page_tells_to_do_works(page, copy):
-    for language, title, text in BLOCK.findall((REPOSITORY / page).read_text()):
-        if language == "bash":
+def test_what_a_page_tells_to_do_works(page, copy, monkeypatch):
+    whole = (REPOSITORY / page).read_text()
+    if WIRE in whole:
+        _leave_a_wire(copy)
+    names: dict[str, object] = {}
+    for language, title, text in BLOCK.findall(whole):
+        if language == "python":
+            with monkeypatch.context() as place:
+                place.chdir(copy)
+                exec(text, names)  # noqa: S102 (ours, and what is tested)
+        elif language == "bash":
             for command in text.splitlines():
                 _check_command(command, copy)
         elif language == "python":
@@ -78,6 +90,12 @@ def test_every_page_is_reachable():
     assert not [page for page in pages if page.name not in text and page.name != "index.md"]
 
 
+def _leave_a_wire(copy: Path) -> None:
+    save_wire(copy / "results" / "pocket")
+    (copy / "passage.txt").write_text("Ada was born in Ashford.\n")
+    (copy / "data.jsonl").write_text('{"key": "ada", "text": "Ada was born in Ashford."}\n')
+
+
 def _check_experiment(text: str, title: str, copy: Path) -> None:
     """Validates a configuration; with a title, leaves it and the files it names in the copy."""
     experiment: Experiment = validate(yaml.safe_load(text))
@@ -93,6 +111,10 @@ def _check_experiment(text: str, title: str, copy: Path) -> None:
 def _check_command(command: str, copy: Path) -> None:
     words = shlex.split(command, comments=True)
     match words:
+        case ["latentwire", *_]:
+            # As a line of shell, for streams; the installed command may be another checkout's.
+            module = f'latentwire() {{ "{sys.executable}" -m latentwire "$@"; }}'
+            _run(["bash", "-c", f"set -o pipefail; {module}; {command}"], copy)
         case []:
             pass
         case ["snakemake", *_]:
@@ -113,7 +135,7 @@ def _run(words: list[str], directory: Path) -> str:
     outcome = subprocess.run(
         words,
         cwd=directory,
-        env=os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}"},
+        env=os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(directory)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -98,7 +98,7 @@ def test_soft_tokens_are_spread_and_deep(receiver):
         ids = prompt_ids(receiver, row, index)
         num_source, spacing = int(text.mask[row].sum()), spacings[row].item()
         answer = receiver.prompt.answer_ids([ANSWERS[row][index]])[0]
-        for written in (answer, [*answers[number], *receiver._stop_ids]):
+        for written in (answer, [*answers[number], *receiver.stop_ids]):
             positions = [
                 *range(num_head),
                 *(num_head + int(place * spacing) for place in range(num_source)),

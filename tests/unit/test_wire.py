@@ -10,9 +10,10 @@ from transformers import AutoModel
 from latentwire.config import Adapter, Encoder, Pooling
 from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
+from latentwire.wire.description import ReceiverFacts
 from latentwire.wire.payload import Latents
 from latentwire.wire.pooling import PooledAttention, group_weights, num_groups
-from latentwire.wire.wire import ReceiverFacts, Wire
+from latentwire.wire.wire import Wire
 
 
 def make_wire(receiver, positions="spread", **encoder):

@@ -26,7 +26,8 @@ from latentwire.training.wire import (
     train_wire,
 )
 from latentwire.wire.pooling import num_groups
-from latentwire.wire.wire import LatentBatch, Wire
+from latentwire.wire.reading import LatentBatch
+from latentwire.wire.wire import Wire
 
 
 @pytest.fixture

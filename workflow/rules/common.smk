@@ -77,7 +77,7 @@ STAGES = {
     ),
     "train_wire": (
         "latentwire.training.wire",
-        ["threads", "device", "prompt", "wire", "training"],
+        ["threads", "device", "prompt", "length.max_source_tokens", "wire", "training"],
     ),
     "evaluate_text": (
         "latentwire.evaluation.evaluate",
