@@ -346,9 +346,10 @@ def cost_page(series: Sequence[Series]) -> Page:
     ]
     words = (
         "Medians over questions and training seeds, with the range from the 10th to the 90th "
-        "percentile. Seconds are wall time of a batch, shared evenly by its questions, on the "
-        "hardware named under Provenance; so the range is between batches, not questions. "
-        "Encoding is shared by the questions of a passage. Of messages, those as fp16 are drawn."
+        "percentile. Wall time, warm, on the hardware named under Provenance: of writing a message "
+        "or shortening a text, divided by the questions about it; of the answers of a batch, "
+        "divided by its questions. What is timed together has no range of its own. Of messages, "
+        "those as fp16 are drawn."
     )
     drawn = [own for own in shown if own.method == "latent" or own.method not in PAYLOAD_DTYPES]
     table = Table("Cost per question", columns, rows)

@@ -112,6 +112,7 @@ class Results:
                     payload_bytes=int(4 * positions),
                     encode_seconds=0.001,
                     answer_seconds=0.01 + 0.001 * number,
+                    fell_back=False,
                     wire=run.wire,
                     sender="",
                     target_ratio=ratio,
