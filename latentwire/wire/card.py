@@ -76,10 +76,11 @@ def read_card(directory: Path) -> str | None:
 
 def _measured(directory: Path) -> str | None:
     """Test scores of the wire in `<experiment>/wires/<wire>/seed<seed>`, as a table."""
-    wire, seed = directory.resolve().parts[-2:]
-    metrics = directory.resolve().parents[2] / "metrics.csv"
-    if not metrics.is_file():
+    directory = directory.resolve()
+    metrics = directory / ".." / ".." / ".." / "metrics.csv"
+    if directory.parent.parent.name != "wires" or not metrics.is_file():
         return None
+    wire, seed = directory.parent.name, directory.name
     values: dict[tuple[str, str, float], dict[str, str]] = {}
     counts = set()
     with metrics.open(encoding="utf-8", newline="") as file:

@@ -82,7 +82,7 @@ class Description(Section):
         for name, facts in self.receivers.items():
             if _is_folder(facts):
                 content["receivers"][name]["location"] = os.path.relpath(
-                    str(facts.location), directory
+                    str(facts.location), directory.resolve()
                 )
         write_json(directory / CONFIG, content)
 
@@ -103,7 +103,9 @@ class Description(Section):
                 f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             ) from None
         receivers = {
-            name: replace(facts, location=str((directory / str(facts.location)).resolve()))
+            name: replace(
+                facts, location=str((directory.resolve() / str(facts.location)).resolve())
+            )
             if _is_folder(facts)
             else facts
             for name, facts in description.receivers.items()

@@ -109,11 +109,9 @@ class Latents:
     num_chunks: int | None = None
 
     @classmethod
-    def quantise(
-        cls, values: Tensor, ratio: float, wire_id: bytes, num_chunks: int | None = None
-    ) -> "Latents":
+    def quantise(cls, values: Tensor, ratio: float, wire_id: bytes) -> "Latents":
         """Makes a message of a wire's output, rounded as fp16 rounds it."""
-        return cls(values.detach().cpu().half().float(), ratio, wire_id, num_chunks)
+        return cls(values.detach().cpu().half().float(), ratio, wire_id)
 
     def to_bytes(self, dtype: str = "fp16") -> bytes:
         """The message as bytes, little-endian, row by row.

@@ -238,6 +238,11 @@ def test_a_results_folder_can_be_moved(folder, tmp_path):
     assert location == str(moved / "receivers" / "qwen")
     content = (folder / "config.json").read_text()
     assert str(folder.parents[2]) not in content
+    # The results may be behind a link, on another disk.
+    (tmp_path / "link").symlink_to(moved)
+    through_link = Wire.from_pretrained(tmp_path / "link" / "wires/shared/seed1")
+    through_link.save_pretrained(tmp_path / "link" / "wires/again/seed1")
+    assert open_receiver(moved / "wires/again/seed1", "qwen").name == "qwen"
     shutil.rmtree(moved / "receivers")
     with pytest.raises(UserError, match="receiver 'qwen'"):
         open_receiver(moved / "wires/shared/seed1", "qwen")
