@@ -120,7 +120,6 @@ class Results:
                     source_mode="context",
                     question_aware=False,
                     swap_followed=1.0 if is_swap else None,
-                    fell_back=False,
                 )
 
     def write_log(self, seed):
