@@ -169,6 +169,8 @@ def _numbers(rows: pa.Table, name: str, path: Path) -> Floats:
             f"{path}: {name} is missing or not a finite number for example {worst!r}; "
             "run the stage `evaluate` again"
         )
+    if name == "em" and not np.isin(values, (0, 1)).all():
+        raise UserError(f"{path}: em must be 0 or 1; run the stage `evaluate` again")
     return values
 
 

@@ -467,6 +467,7 @@ def test_an_empty_family_says_so_and_one_without_latents_has_no_verdict(experime
             "f1 is missing or not a finite",
         ),
         (lambda rows: [replace(rows[0], nll=None), *rows[1:]], "nll is missing or not a finite"),
+        (lambda rows: [replace(rows[0], em=0.5), *rows[1:]], "em must be 0 or 1"),
         (lambda rows: [*rows, rows[0]], "repeats an example"),
         (lambda rows: rows[: len(rows) // 2], "holds the target ratios"),
         (lambda rows: [replace(rows[0], passage_id="p9"), *rows[1:]], "passages differ"),
