@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from latentwire.cluster.signals import interruptible
-from latentwire.cluster.slurm import refuse_login_node, requeue_if_taken
+from latentwire.cluster.slurm import (
+    refuse_login_node,
+    refuse_retry_of_cancelled,
+    requeue_if_taken,
+)
 from latentwire.errors import Interrupted, UserError
 from latentwire.layout import Layout
 
@@ -115,6 +119,7 @@ def _run(arguments: list[str], handlers: contextlib.ExitStack) -> None:
     _complete(options, experiment)
     if verb.trains and not options.force:
         refuse_login_node()
+    refuse_retry_of_cancelled()
     if verb.writes:
         _check_writable(layout)
         log = layout.log(_stage(options))
@@ -173,11 +178,13 @@ _OPTION_KINDS: dict[str, dict[str, Any]] = {
     "--write": {"action": "store_true"},
     "--force": {"action": "store_true"},
     "--json": {"action": "store_true"},
-    "--profile": {"type": Path, "default": Path("profiles/slurm")},
+    "--profile": {"type": Path},
     "--name": {"required": True},
     "--receiver": {"required": True},
     "--method": {"required": True},
     "--output": {"type": Path, "required": True},
+    "--cluster": {"choices": ("slurm", "local"), "default": "slurm"},
+    "--target": {"default": "all"},
 }
 
 
@@ -413,6 +420,12 @@ def _provenance(experiment: "Experiment", layout: Layout, options: argparse.Name
     write_provenance(experiment, layout)
 
 
+def _launch(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.cluster.launch import launch
+
+    launch(experiment, layout, options.cluster, options.profile, options.target)
+
+
 def _show(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.reporting.headline import print_headline
 
@@ -428,7 +441,8 @@ def _status(experiment: "Experiment", layout: Layout, options: argparse.Namespac
 def _doctor(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.cluster.doctor import print_checks
 
-    print_checks(experiment, layout, options.profile, as_json=options.json)
+    profile = options.profile or Path("profiles/slurm")
+    print_checks(experiment, layout, profile, as_json=options.json)
 
 
 def _config(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
@@ -533,6 +547,15 @@ VERBS: dict[str, Verb] = {
         (("--output", "the Markdown file to write"),),
     ),
     "provenance": Verb(_provenance, "note commit, versions and hardware"),
+    "launch": Verb(
+        _launch,
+        "submit the workflow itself as a small job, which survives preemption",
+        (
+            ("--cluster", "where Snakemake runs: slurm, or local for this machine"),
+            ("--profile", "where the stages run (default: profiles/slurm or profiles/local)"),
+            ("--target", "a rule or a file (default: %(default)s)"),
+        ),
+    ),
     "show": Verb(_show, "print the headline table and where the report is", writes=False),
     "status": Verb(
         _status,
@@ -543,7 +566,7 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb(
         _doctor,
         "check versions, device, memory, disk, hub and SLURM, and say how to mend what is wrong",
-        (("--profile", "profile of Snakemake to check (default: %(default)s)"), _JSON),
+        (("--profile", "profile of Snakemake to check (default: profiles/slurm)"), _JSON),
         uses_torch=True,
         writes=False,
     ),

@@ -38,12 +38,25 @@ def requeue_if_taken(wait_seconds: float = _KILLED_WITHIN_SECONDS) -> None:
     _free_gpu()
     # SLURM ends the job by another TERM, and would call it failed if it left at that.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    asked = _run("scontrol", "requeue", job_id)
+    asked = run_command("scontrol", "requeue", job_id)
     if asked.returncode != 0:
         logger.error("SLURM does not queue job %s again: %s", job_id, asked.stderr.strip())
         return
     logger.warning("%s; job %s is queued again and goes on from here", reason, job_id)
     time.sleep(wait_seconds)
+
+
+def is_cancelled() -> bool:
+    """Whether whoever asks us to end wants us to end for good, rather than to start again.
+
+    For processes that SLURM started itself: Snakemake hides from its stages how often that was.
+    """
+    job_id = os.environ.get(JOB_ID)
+    if job_id is None:
+        return True
+    # SLURM counts a restart when it decides on it.
+    restarts = show_job(job_id).get("Restarts")
+    return restarts is not None and restarts == os.environ.get("SLURM_RESTART_COUNT", "0")
 
 
 def why_taken(job: Mapping[str, str]) -> str | None:
@@ -66,7 +79,7 @@ def why_taken(job: Mapping[str, str]) -> str | None:
 
 def show_job(job_id: str) -> dict[str, str]:
     """The fields of `scontrol show job`; none if SLURM does not answer."""
-    shown = _run("scontrol", "show", "job", job_id)
+    shown = run_command("scontrol", "show", "job", job_id)
     return parse_fields(shown.stdout) if shown.returncode == 0 else {}
 
 
@@ -88,11 +101,24 @@ def is_job_running(job_id: str) -> bool | None:
     """Whether a job may have processes; none if SLURM is not here or does not answer."""
     if not has_slurm():
         return None
-    shown = _run("squeue", "--noheader", "--jobs", job_id, "--format", "%T")
+    shown = run_command("squeue", "--noheader", "--jobs", job_id, "--format", "%T")
     if shown.returncode != 0:
         # SLURM forgets a job some minutes after its end.
         return False if "Invalid job id" in shown.stderr else None
     return any(state in _RUNNING for state in shown.stdout.split())
+
+
+def jobs_of_run(prefix: str) -> dict[str, str] | None:
+    """Own jobs that have not ended and whose names start so; none if SLURM does not answer.
+
+    Returns:
+        Names by job id.
+    """
+    shown = run_command("squeue", "--me", "--noheader", "--format", "%i %j")
+    if shown.returncode != 0:
+        return None
+    jobs = (line.split(maxsplit=1) for line in shown.stdout.splitlines())
+    return {job: name.strip() for job, name in jobs if name.startswith(prefix)}
 
 
 def refuse_login_node() -> None:
@@ -104,13 +130,36 @@ def refuse_login_node() -> None:
     if os.environ.get(JOB_ID) or not has_slurm():
         return
     # Fails where the commands are installed but no cluster is.
-    nodes = _run("sinfo", "--noheader", "--Node", "--format", "%n %N")
+    nodes = run_command("sinfo", "--noheader", "--Node", "--format", "%n %N")
     if nodes.returncode == 0 and _host_name() not in nodes.stdout.split():
         raise UserError(
             f"{_host_name()} is a login node of a SLURM cluster, where nothing is trained. Run "
             "`snakemake --profile profiles/slurm`, or this verb inside a job (`srun`, `sbatch`); "
             "--force trains here all the same"
         )
+
+
+def refuse_retry_of_cancelled() -> None:
+    """Makes sure that this job is not one that was cancelled and submitted again.
+
+    Snakemake retries a cancelled job as if it had failed. Its jobs bear the name of the run, and in
+    the comment what they are for. SLURM remembers ended jobs for some minutes (MinJobAge).
+
+    Raises:
+        UserError: if it is.
+    """
+    job_id = os.environ.get(JOB_ID)
+    job = show_job(job_id) if job_id else {}
+    if "Comment" not in job:
+        return
+    name = ("--name", job["JobName"], "--states", "CANCELLED")
+    shown = run_command("squeue", "--me", "--noheader", *name, "--format", "%i %k")
+    for line in shown.stdout.splitlines():
+        cancelled, _, comment = line.partition(" ")
+        if comment.strip() == job["Comment"]:
+            raise UserError(
+                f"job {cancelled} of this run was cancelled; run the workflow again to go on"
+            )
 
 
 def has_slurm() -> bool:
@@ -127,7 +176,8 @@ def _free_gpu() -> None:
         sys.modules["torch"].cuda.empty_cache()
 
 
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
+def run_command(*command: str) -> subprocess.CompletedProcess[str]:
+    """Runs one of SLURM's commands; one that is missing or hangs has failed."""
     try:
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS
