@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slurm lint format lock clean
+.PHONY: help demo test test-slurm soak lint format lock clean
 
 PYTHON ?= python3
 CORES ?= 2
@@ -27,6 +27,9 @@ test-slurm: $(INSTALLED) ## Kill trainings on a private SLURM in every way there
 	  if [ -n "$$CI" ] && [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_SLURM) --yes; \
 	  else echo "SLURM is not here. As root: $(INSTALL_SLURM)"; exit 1; fi
 	$(IN_VENV) python -m pytest -m slurm tests/slurm
+
+soak: $(INSTALLED) ## Kill trainings at 200 moments; the tests do at 20
+	$(IN_VENV) KILL_POINTS=200 python -m pytest tests/unit/test_kill_points.py
 
 lint: $(INSTALLED) ## Check style, types and workflow
 	$(IN_VENV) ruff check

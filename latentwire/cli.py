@@ -299,6 +299,8 @@ def _set_threads(experiment: "Experiment", verb: Verb) -> None:
     """Sets the number of threads, which the numerics depend on, before any library starts them."""
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[variable] = str(experiment.threads)
+    # The size of a workspace that makes matrix products on a GPU deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if not verb.uses_torch:
         return
     import torch
@@ -309,6 +311,9 @@ def _set_threads(experiment: "Experiment", verb: Verb) -> None:
             "device: 'cuda', but torch finds no GPU here; run on a machine with one, or set "
             "--device cpu"
         )
+    if verb.uses_device and experiment.device == "cuda":
+        # Where there is no deterministic algorithm, torch warns.
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _receiver(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ _SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_CONTINUES = "##"
 # The longest chunk that the package hands to a classifier.
 _POSITIONS = 512
 _SIZES: dict[str, Any] = {
@@ -170,23 +171,26 @@ def label_passage(
 
 
 def make_tokenizer(contexts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Trains a cased WordPiece tokenizer."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token=_SPECIAL_TOKENS["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(
+    """Trains a cased WordPiece tokenizer, the same one for the same texts."""
+    special, pre_tokenizer = list(_SPECIAL_TOKENS.values()), pre_tokenizers.BertPreTokenizer()
+    trained = Tokenizer(models.WordPiece(unk_token=_SPECIAL_TOKENS["unk_token"]))
+    trained.pre_tokenizer = pre_tokenizer
+    # The trainer numbers characters that continue a word in an order of its own, another each time;
+    # those that it is given come first and keep theirs.
+    continuing = [f"{_CONTINUES}{character}" for character in sorted({*"".join(contexts)})]
+    trained.train_from_iterator(
         contexts,
         trainers.WordPieceTrainer(
-            vocab_size=_VOCABULARY,
-            special_tokens=list(_SPECIAL_TOKENS.values()),
-            show_progress=False,
+            vocab_size=_VOCABULARY, special_tokens=special + continuing, show_progress=False
         ),
     )
-    # The trainer numbers special tokens first.
-    ids = {token: index for index, token in enumerate(_SPECIAL_TOKENS.values())}
+    tokenizer = Tokenizer(
+        models.WordPiece(trained.get_vocab(), unk_token=_SPECIAL_TOKENS["unk_token"])
+    )
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoders.WordPiece()
     opening, closing = _SPECIAL_TOKENS["cls_token"], _SPECIAL_TOKENS["sep_token"]
     tokenizer.post_processor = processors.BertProcessing(
-        (closing, ids[closing]), (opening, ids[opening])
+        (closing, special.index(closing)), (opening, special.index(opening))
     )
     settings: dict[str, Any] = {**_SPECIAL_TOKENS, "model_max_length": _POSITIONS}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)

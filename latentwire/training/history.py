@@ -35,13 +35,7 @@ class History:
         return read_json(self.path) if self.path.exists() else []
 
     def begin(self, step: int, num_steps: int, owner: Owner, changed: dict[str, list[Any]]) -> None:
-        """Adds a start.
-
-        Raises:
-            UserError: if the last restarts all began where this one does.
-        """
-        starts = self.starts()
-        self._check_progress(starts, step)
+        """Adds a start."""
         start = {
             "step": step,
             "num_steps": num_steps,
@@ -53,7 +47,7 @@ class History:
             # Who is killed cannot say so any more.
             "ended": _KILLED,
         }
-        write_json(self.path, [*starts, start])
+        write_json(self.path, [*self.starts(), start])
         self._has_begun = True
 
     def end(self, error: BaseException) -> None:
@@ -77,8 +71,13 @@ class History:
         ]
         return {"resumes": resumes, "identity": identity, "lease": token}
 
-    def _check_progress(self, starts: list[dict[str, Any]], step: int) -> None:
-        last = starts[-MOST_RESTARTS - 1 :]
+    def check_progress(self, step: int) -> None:
+        """Makes sure that starting after a step has not been tried too often.
+
+        Raises:
+            UserError: if the last restarts all began there.
+        """
+        last = self.starts()[-MOST_RESTARTS - 1 :]
         # Whoever stops a run by hand has a reason.
         if len(last) > MOST_RESTARTS and all(
             start["step"] == step and start["ended"] != "SIGINT" for start in last

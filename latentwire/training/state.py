@@ -27,6 +27,7 @@ from latentwire.training.history import RESUMES, History, finished_by
 from latentwire.training.hostcopy import HostCopy
 
 LEASE = "lease.json"
+_SLOTS = ("slot0.pt", "slot1.pt")
 # The SHA-256 of all that follows it, and the number of steps done.
 _HEADER = struct.Struct(">32sQ")
 _DIGEST_BYTES = 32
@@ -76,19 +77,26 @@ class StateDirectory:
         self._lease = Lease(path / LEASE, lease_interval_seconds)
         self._history = History(path)
         self._changed: dict[str, list[Any]] = {}
+        self._saved: tuple[int, dict[str, Any]] | None = None
         self._copy = HostCopy()
         self._writer = ThreadPoolExecutor(1, "save")
         self._pending: Future[None] | None = None
         self._slot = 0
 
     def __enter__(self) -> Self:
-        """Waits for the lease.
+        """Waits for the lease, and reads the newest whole state.
 
         Raises:
-            UserError: if the folder cannot be written.
+            UserError: if the folder cannot be written, every slot is damaged, the saved run is
+                another than this one, or it has started there several times and never came further.
         """
-        self._lease.acquire()
-        discard_partial(self.path)
+        with contextlib.ExitStack() as refusal:
+            self._lease.acquire()
+            refusal.callback(self._lease.release)
+            discard_partial(self.path)
+            self._saved = self._read()
+            self._history.check_progress(self._saved[0] if self._saved else 0)
+            refusal.pop_all()
         return self
 
     def __exit__(
@@ -112,11 +120,7 @@ class StateDirectory:
         return owner is not None and finished_by(artefact, owner.token, self._identity.digest)
 
     def begin(self, step: int, num_steps: int) -> None:
-        """Notes that the run starts, or goes on, after so many steps.
-
-        Raises:
-            UserError: if it has started here several times and never came further.
-        """
+        """Notes that the run starts, or goes on, after so many steps."""
         self._history.begin(step, num_steps, self._lease.owner, self._changed)
 
     def prepare(self, state: dict[str, Any]) -> None:
@@ -164,32 +168,14 @@ class StateDirectory:
             pending.result()
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest whole state and its step, or none if the run has not saved yet.
+        """What was saved when the context was entered, and its step; none if nothing was.
 
         Restores random states.
-
-        Raises:
-            UserError: if every slot is damaged, or the saved run is another than this one.
         """
-        slots = [path for path in map(self._path, (0, 1)) if path.exists()]
-        whole = [path for path in slots if _is_whole(path)]
-        for path in slots:
-            if path not in whole:
-                logger.warning("training state %s is damaged; using the other slot", path)
-        if slots and not whole:
-            raise UserError(
-                f"the training state in {self.path} is damaged in every slot. Delete the folder to "
-                "train from the start"
-            )
-        if not whole:
-            return None
-        newest = max(whole, key=saved_step)
-        self._slot = int(newest == self._path(0))
-        content = newest.read_bytes()[_HEADER.size :]
-        state = torch.load(io.BytesIO(content), weights_only=True)
-        self._check_identity(state)
-        _restore_random_state(state.pop("random"))
-        return saved_step(newest), state
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            _restore_random_state(saved[1].pop("random"))
+        return saved
 
     def finish(self, artefact: Path) -> None:
         """Leaves a record of the run beside its artefact, which is in place, and ends the state."""
@@ -202,11 +188,30 @@ class StateDirectory:
             if path.name != LEASE:
                 path.unlink()
 
-    def _path(self, slot: int) -> Path:
-        return self.path / f"slot{slot}.pt"
+    def _read(self) -> tuple[int, dict[str, Any]] | None:
+        saved = saved_slots(self.path)
+        whole = [path for path in saved if _is_whole(path)]
+        for path in saved:
+            if path not in whole:
+                logger.warning("training state %s is damaged; using the other slot", path)
+        if saved and not whole:
+            raise UserError(
+                f"the training state in {self.path} is damaged in every slot. Delete the folder to "
+                "train from the start"
+            )
+        if not whole:
+            return None
+        newest = max(whole, key=saved_step)
+        self._slot = 1 - _SLOTS.index(newest.name)
+        with newest.open("rb") as file:
+            file.seek(_HEADER.size)
+            content = io.BytesIO(file.read())
+        state = torch.load(content, map_location="cpu", weights_only=True)
+        self._check_identity(state)
+        return saved_step(newest), state
 
     def _write(self, slot: int, step: int, content: dict[str, Any]) -> None:
-        with whole_file(self._path(slot)) as temporary:
+        with whole_file(self.path / _SLOTS[slot]) as temporary:
             with temporary.open("wb") as file:
                 _write_slot(file, step, content)
             self._lease.check()
@@ -236,10 +241,15 @@ class StateDirectory:
             )
 
 
+def saved_slots(directory: Path) -> list[Path]:
+    """The slots in a run's folder that hold a state, whole or not."""
+    return [path for path in (directory / name for name in _SLOTS) if path.exists()]
+
+
 def saved_step(path: Path) -> int:
-    """The number of steps that a whole slot was saved after."""
+    """The number of steps that a slot was saved after; it can be believed if the slot is whole."""
     with path.open("rb") as file:
-        _, step = _HEADER.unpack(file.read(_HEADER.size))
+        _, step = _HEADER.unpack(file.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
     return step
 
 

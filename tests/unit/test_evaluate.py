@@ -1,15 +1,20 @@
 """Evaluation of the bundled receivers: what gold answers may and may not change."""
 
+import signal
 from dataclasses import replace
+from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
 
+from latentwire.baselines import compressed
 from latentwire.baselines.classifier import train_compressor
 from latentwire.baselines.compressed import evaluate_compressed
 from latentwire.config import Baselines, Experiment, PocketData
 from latentwire.data.prepare import prepare
 from latentwire.data.tables import read_examples, write_examples
+from latentwire.errors import Interrupted
+from latentwire.evaluation import evaluate as evaluate_module
 from latentwire.evaluation.evaluate import evaluate_text, evaluate_wire
 from latentwire.layout import Layout
 from latentwire.receivers.build import build_receiver
@@ -18,8 +23,8 @@ from latentwire.training.wire import make_wire
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
-    """Rows of the predictions by method and receiver, with gold answers and with wrong ones."""
+def prepared(tmp_path_factory):
+    """An experiment, and the results of all that goes before its evaluation."""
     data = PocketData(train_passages=4, dev_passages=2, test_passages=2)
     baselines = Baselines(steps=10, passages_per_step=4)
     experiment = Experiment(experiment="gold", data=data, baselines=baselines)
@@ -31,6 +36,13 @@ def evaluated(tmp_path_factory):
     prepare(experiment, layout)
     make_wire(experiment, layout, receivers, 1).save_pretrained(layout.wire("shared", 1))
     train_compressor(experiment, layout)
+    return experiment, layout
+
+
+@pytest.fixture(scope="module")
+def evaluated(prepared):
+    """Rows of the predictions by method and receiver, with gold answers and with wrong ones."""
+    experiment, layout = prepared
     gold = evaluate(experiment, layout)
     examples = read_examples(layout.split("test"))
     shifted = [*examples[1:], examples[0]]
@@ -73,3 +85,70 @@ def test_scores_do(evaluated):
     )
     assert sum(gold) / len(gold) > 0.95
     assert sum(wrong) / len(wrong) < 0.3
+
+
+TIMES = ("encode_seconds", "answer_seconds")
+
+
+def rows_without_times(layout):
+    return {
+        path: pq.read_table(path).drop_columns(TIMES).to_pylist()
+        for path in (layout.root / "predictions").rglob("*.parquet")
+    }
+
+
+@pytest.mark.parametrize("stage", ["text", "compressed", "wire"])
+def test_a_killed_evaluation_goes_on_with_its_finished_parts(prepared, monkeypatch, stage):
+    experiment, layout = prepared
+    runs = {
+        "text": (evaluate_module, partial(evaluate_text, experiment, layout, "llama")),
+        "compressed": (compressed, partial(evaluate_compressed, experiment, layout, "llama")),
+        "wire": (evaluate_module, partial(evaluate_wire, experiment, layout, 1)),
+    }
+    module, run = runs[stage]
+    predict, parts = module.predict, []
+
+    def counted(*arguments, **options):
+        if len(parts) == stop_after:
+            raise Interrupted(signal.SIGTERM)
+        parts.append(predict(*arguments, **options))
+        return parts[-1]
+
+    monkeypatch.setattr(module, "predict", counted)
+    stop_after = None
+    run()
+    whole, num_parts = rows_without_times(layout), len(parts)
+    parts.clear()
+    stop_after = 3
+    with pytest.raises(Interrupted):
+        run()
+    stop_after = None
+    run()
+    assert len(parts) == num_parts > 4
+    assert rows_without_times(layout) == whole
+    assert not list(layout.state("any").parent.glob("evaluate*"))
+
+
+def test_finished_parts_of_other_settings_are_not_used(prepared, monkeypatch):
+    experiment, layout = prepared
+    predict = evaluate_module.predict
+
+    def num_parts_after_two_more(most_tokens):
+        left = [None, None]
+
+        def twice(*arguments, **options):
+            if not left:
+                raise Interrupted(signal.SIGTERM)
+            left.pop()
+            return predict(*arguments, **options)
+
+        update = {"max_new_tokens": most_tokens}
+        evaluation = experiment.evaluation.model_copy(update=update)
+        own = experiment.model_copy(update={"evaluation": evaluation})
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate_module, "predict", twice)
+            with pytest.raises(Interrupted):
+                evaluate_text(own, layout, "llama")
+        return len(list(layout.state("evaluate_text-llama").glob("*.parquet")))
+
+    assert [num_parts_after_two_more(most) for most in (8, 8, 9)] == [2, 4, 2]

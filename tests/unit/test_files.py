@@ -60,6 +60,7 @@ def test_training_state(tmp_path):
         state.save(1, {}, wait=True)
         with room_for(1000), pytest.raises(UserError, match="cannot write"):
             state.save(2, {}, wait=True)
+    with StateDirectory(tmp_path, Identity({}, "")) as state:
         loaded = state.load()
     assert loaded is not None
     assert loaded[0] == 1

@@ -3,9 +3,7 @@
 `make soak` runs more kill points than the tests do, by the variable KILL_POINTS.
 """
 
-import dataclasses
 import itertools
-import json
 import os
 import signal
 import time
@@ -14,37 +12,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from kills import Server, poll, process_state
-from samples import make_receiver
+from tiny import EXPERIMENT, STEPS, artefact, prepare_tiny
 
-from latentwire.config import Encoder, Experiment, PocketData, Receiver, Training
-from latentwire.config import Wire as WireConfig
 from latentwire.configuration import dump_yaml
-from latentwire.data.pocket_source import read_pocket
-from latentwire.data.tables import write_examples
-from latentwire.files import save_pretrained, write_json
 from latentwire.layout import Layout
-from latentwire.receivers import pretrain
 
 KILL_POINTS = int(os.environ.get("KILL_POINTS", "20"))
-STEPS = 6
-EXPERIMENT = Experiment(
-    experiment="tiny",
-    threads=1,
-    data=PocketData(train_passages=12, dev_passages=2, test_passages=2),
-    receivers=[Receiver(name="llama", source="bundled")],
-    wire=WireConfig(latent_dim=8, target_ratios=[4], encoder=Encoder(backbone="llama")),
-    training=Training(
-        steps=STEPS,
-        passages_per_step=2,
-        max_questions_per_passage=2,
-        warmup_steps=1,
-        log_every_steps=1,
-        dev_every_steps=STEPS,
-    ),
-)
-TIMES = ("seconds", "tokens_per_second")
-# More changes of files than a training makes that saves after every step.
-CHANGES = 150
+# About as many changes of files as a training makes that saves after every step.
+CHANGES = 90
 
 Strike = tuple[signal.Signals, str, int]
 SIGNALS = st.sampled_from([signal.SIGTERM, signal.SIGKILL])
@@ -61,21 +36,7 @@ STRIKES = st.lists(
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Results of the stages before the training."""
-    layout = Layout(EXPERIMENT.experiment, tmp_path_factory.mktemp("prepared"))
-    corpus = read_pocket(EXPERIMENT.data)
-    for split in ("train", "dev"):
-        examples = [example for article in getattr(corpus, split) for example in article]
-        write_examples(layout.split(split), examples)
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    recipe = pretrain.RECIPES["llama"]
-    with pytest.MonkeyPatch.context() as patch:
-        smaller = dataclasses.replace(recipe, sizes=recipe.sizes | small)
-        patch.setitem(pretrain.RECIPES, "llama", smaller)
-        receiver = make_receiver("llama")
-    folder = layout.receiver("llama")
-    save_pretrained(folder, receiver.model, receiver.tokenizer)
-    write_json(folder / "receiver.json", {"model": ".", "revision": None})
+    layout = prepare_tiny(tmp_path_factory.mktemp("prepared"))
     (layout.results / "config.yaml").write_text(dump_yaml(EXPERIMENT))
     return layout
 
@@ -133,19 +94,7 @@ def expected(trainings):
     """What a training leaves that nobody kills."""
     layout = trainings.folder()
     assert trainings.wait(trainings.start(layout)) == 0
-    return artefact(layout)
-
-
-def artefact(layout):
-    """The bytes of the wire, and its metrics without their times."""
-    folder = layout.wire("shared", 1)
-    files = {
-        path.name: path.read_bytes()
-        for path in folder.iterdir()
-        if path.name not in ("metrics.jsonl", "resumes.json")
-    }
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return files, [{key: row[key] for key in row if key not in TIMES} for row in rows]
+    return artefact(layout.wire("shared", 1))
 
 
 def _lines(path):
@@ -159,7 +108,7 @@ def test_a_training_that_is_killed_anywhere_makes_the_same_wire(trainings, expec
     started, struck, runs = time.monotonic(), 0, 0
 
     @settings(
-        max_examples=KILL_POINTS // 2,
+        max_examples=KILL_POINTS * 2 // 3,
         deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],
@@ -178,7 +127,7 @@ def test_a_training_that_is_killed_anywhere_makes_the_same_wire(trainings, expec
                 break
         if code != 0:
             assert trainings.wait(trainings.start(layout, save_always)) == 0
-        assert artefact(layout) == expected
+        assert artefact(layout.wire("shared", 1)) == expected
         assert not any((layout.root / ".state").iterdir())
         runs += 1
 
@@ -199,7 +148,7 @@ def test_a_stopped_trainer_that_was_replaced_changes_nothing(trainings, expected
     assert trainings.wait(trainings.start(layout)) == 0
     os.kill(stopped, signal.SIGCONT)
     assert trainings.wait(stopped) == 2
-    assert artefact(layout) == expected
+    assert artefact(layout.wire("shared", 1)) == expected
     assert not any((layout.root / ".state").iterdir())
 
 
@@ -207,6 +156,6 @@ def test_of_two_trainers_at_once_one_trains_and_the_other_finds_the_work_done(tr
     layout = trainings.folder()
     both = [trainings.start(layout), trainings.start(layout)]
     assert [trainings.wait(pid) for pid in both] == [0, 0]
-    assert artefact(layout) == expected
+    assert artefact(layout.wire("shared", 1)) == expected
     log = layout.log("train_wire-shared-seed1").read_text()
     assert log.count("training wire shared") == 1

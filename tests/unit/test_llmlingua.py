@@ -192,6 +192,12 @@ def test_a_folder_without_weights_is_told_with_the_fix(kind, tmp_path, receiver)
         kind(str(tmp_path), None, receiver.tokenizer, "cpu")
 
 
+def test_the_tokenizer_of_the_same_texts_is_the_same():
+    texts = [CONTEXT, CONTEXT.lower(), CONTEXT[::-1]]
+    vocabularies = [make_tokenizer(texts).get_vocab() for _ in range(4)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+
+
 def test_labels_keep_the_words_of_questions_and_answers_but_function_words():
     example = Example("1", "p", CONTEXT, "Where was Ada born?", ["Ashford"], "all")
     tokenizer = make_tokenizer([CONTEXT] * 20)

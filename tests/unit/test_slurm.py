@@ -108,7 +108,7 @@ def test_a_job_that_its_user_ends_stays_ended(commands, monkeypatch, shown):
 
 def test_outside_slurm_nobody_is_asked(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.setattr(slurm, "_run", lambda *_: pytest.fail("asked SLURM"))
+    monkeypatch.setattr(slurm, "run_command", lambda *_: pytest.fail("asked SLURM"))
     slurm.requeue_if_taken()
 
 

@@ -177,6 +177,9 @@ def test_restarts_without_a_new_step_end_with_their_reasons(tmp_path):
     for _ in range(4):
         with pytest.raises(RuntimeError):
             run(tmp_path / "run", Toy(0, crash))
+    # Refusals add nothing to the count, nor do they take from it.
+    with pytest.raises(UserError):
+        run(tmp_path / "run", Toy())
     with pytest.raises(UserError, match=r"started 4 times after step 0 .*RuntimeError") as refusal:
         run(tmp_path / "run", Toy())
     (tmp_path / "run" / "history.json").unlink()
@@ -232,7 +235,7 @@ def test_training_goes_on_while_its_state_is_written(tmp_path, monkeypatch):
         state.save(1, {"module": {"weights": weights}})
         weights.zero_()
         moved_on.set()
-        state.wait()
+    with open_state(tmp_path / "run") as state:
         assert state.load()[1]["module"]["weights"].tolist() == [0, 1, 2]
 
 
