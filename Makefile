@@ -1,16 +1,17 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint format lock clean
+.PHONY: help demo test test-slurm soak lint format lock clean
 
 PYTHON ?= python3
 CORES ?= 2
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+INSTALL_SLURM := apt-get install --no-install-recommends slurm-wlm munge
 
 help: ## Say what there is
 	@echo "make TARGET [CORES=2] [PYTHON=python3] [TORCH_INDEX=URL]"
-	@sed -nE 's/^([a-z]+):.*## (.*)/  \1\t\2/p' Makefile
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' Makefile
 	@echo "TORCH_INDEX is one more package index, to take torch from: for example"
 	@echo "https://download.pytorch.org/whl/cpu, whose wheels are small and for the CPU only."
 
@@ -18,8 +19,14 @@ demo: $(INSTALLED) ## Run the pocket experiment, from data to report, and show i
 	$(IN_VENV) snakemake --cores $(CORES)
 	@$(IN_VENV) python -m latentwire show
 
-test: $(INSTALLED) ## Run the tests
-	$(IN_VENV) python -m pytest
+test: $(INSTALLED) ## Run the tests, those on SLURM apart
+	$(IN_VENV) python -m pytest -m "not slurm"
+
+test-slurm: $(INSTALLED) ## Kill trainings on a private SLURM in every way there is; 10 minutes
+	@PATH="$$PATH:/usr/sbin"; command -v slurmctld munged > /dev/null || \
+	  if [ -n "$$CI" ] && [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_SLURM) --yes; \
+	  else echo "SLURM is not here. As root: $(INSTALL_SLURM)"; exit 1; fi
+	$(IN_VENV) python -m pytest -m slurm tests/slurm
 
 soak: $(INSTALLED) ## Run the long simulations of the statistics, and kill trainings at 200 moments
 	$(IN_VENV) python benchmarks/statistics_simulation.py

@@ -18,7 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from latentwire.cluster.signals import interruptible
-from latentwire.cluster.slurm import refuse_login_node, requeue_if_taken
+from latentwire.cluster.slurm import (
+    refuse_login_node,
+    refuse_retry_of_cancelled,
+    requeue_if_taken,
+)
 from latentwire.commands import COMMANDS, EXIT_CODES, add_command
 from latentwire.errors import Interrupted, UserError
 from latentwire.layout import Layout
@@ -128,6 +132,7 @@ def _run(arguments: list[str], handlers: contextlib.ExitStack) -> None:
     _complete(options, experiment)
     if verb.trains and not options.force:
         refuse_login_node()
+    refuse_retry_of_cancelled()
     if verb.writes:
         _check_writable(layout)
         log = layout.log(_stage(options))
@@ -213,7 +218,7 @@ _OPTION_KINDS: dict[str, dict[str, Any]] = {
     "--write": {"action": "store_true"},
     "--force": {"action": "store_true"},
     "--json": {"action": "store_true"},
-    "--profile": {"type": Path, "default": Path("profiles/slurm")},
+    "--profile": {"type": Path},
     "--name": {"required": True},
     "--receiver": {"required": True},
     "--method": {"required": True},
@@ -225,6 +230,8 @@ _OPTION_KINDS: dict[str, dict[str, Any]] = {
     "--questions": {"type": float},
     "--power": {"type": float, "default": 0.8},
     "--alpha": {"type": float, "default": 0.05},
+    "--cluster": {"choices": ("slurm", "local"), "default": "slurm"},
+    "--target": {"default": "all"},
 }
 
 
@@ -492,6 +499,12 @@ def _tensorboard(experiment: "Experiment", layout: Layout, options: argparse.Nam
     logger.info("look at it with: tensorboard --logdir %s", layout.events(""))
 
 
+def _launch(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.cluster.launch import launch
+
+    launch(experiment, layout, options.cluster, options.profile, options.target)
+
+
 def _show(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.reporting.headline import print_headline
 
@@ -507,7 +520,8 @@ def _status(experiment: "Experiment", layout: Layout, options: argparse.Namespac
 def _doctor(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.cluster.doctor import print_checks
 
-    print_checks(experiment, layout, options.profile, as_json=options.json)
+    profile = options.profile or Path("profiles/slurm")
+    print_checks(experiment, layout, profile, as_json=options.json)
 
 
 def _config(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
@@ -631,6 +645,15 @@ VERBS: dict[str, Verb] = {
         "write a wire's training log for TensorBoard, also while it is being trained",
         (_WIRE, _SEED),
     ),
+    "launch": Verb(
+        _launch,
+        "submit the workflow itself as a small job, which survives preemption",
+        (
+            ("--cluster", "where Snakemake runs: slurm, or local for this machine"),
+            ("--profile", "where the stages run (default: profiles/slurm or profiles/local)"),
+            ("--target", "a rule or a file (default: %(default)s)"),
+        ),
+    ),
     "show": Verb(_show, "print the headline table and where the report is", writes=False),
     "status": Verb(
         _status,
@@ -641,7 +664,7 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb(
         _doctor,
         "check versions, device, memory, disk, hub and SLURM, and say how to mend what is wrong",
-        (("--profile", "profile of Snakemake to check (default: %(default)s)"), _JSON),
+        (("--profile", "profile of Snakemake to check (default: profiles/slurm)"), _JSON),
         uses_torch=True,
         writes=False,
     ),

@@ -88,5 +88,9 @@ class Layout:
     def log(self, stage: str) -> Path:
         return self.root / "logs" / f"{stage}.log"
 
+    @property
+    def launch(self) -> Path:
+        return self.root / "logs" / "launch"
+
     def benchmark(self, stage: str) -> Path:
         return self.root / "benchmarks" / f"{stage}.tsv"

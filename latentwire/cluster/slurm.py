@@ -46,6 +46,19 @@ def requeue_if_taken(wait_seconds: float = _KILLED_WITHIN_SECONDS) -> None:
     time.sleep(wait_seconds)
 
 
+def is_cancelled() -> bool:
+    """Whether whoever asks us to end wants us to end for good, rather than to start again.
+
+    For processes that SLURM started itself: Snakemake hides from its stages how often that was.
+    """
+    job_id = os.environ.get(JOB_ID)
+    if job_id is None:
+        return True
+    # SLURM counts a restart when it decides on it.
+    restarts = show_job(job_id).get("Restarts")
+    return restarts is not None and restarts == os.environ.get("SLURM_RESTART_COUNT", "0")
+
+
 def why_taken(job: Mapping[str, str]) -> str | None:
     """Why SLURM is about to end a running job, or none if it is not.
 
@@ -95,6 +108,19 @@ def is_job_running(job_id: str) -> bool | None:
     return any(state in _RUNNING for state in shown.stdout.split())
 
 
+def jobs_of_run(prefix: str) -> dict[str, str] | None:
+    """Own jobs that have not ended and whose names start so; none if SLURM does not answer.
+
+    Returns:
+        Names by job id.
+    """
+    shown = run_command("squeue", "--me", "--noheader", "--format", "%i %j")
+    if shown.returncode != 0:
+        return None
+    jobs = (line.split(maxsplit=1) for line in shown.stdout.splitlines())
+    return {job: name.strip() for job, name in jobs if name.startswith(prefix)}
+
+
 def refuse_login_node() -> None:
     """Makes sure that nobody trains where people log in.
 
@@ -111,6 +137,29 @@ def refuse_login_node() -> None:
             "`snakemake --profile profiles/slurm`, or this verb inside a job (`srun`, `sbatch`); "
             "--force trains here all the same"
         )
+
+
+def refuse_retry_of_cancelled() -> None:
+    """Makes sure that this job is not one that was cancelled and submitted again.
+
+    Snakemake retries a cancelled job as if it had failed. Its jobs bear the name of the run, and in
+    the comment what they are for. SLURM remembers ended jobs for some minutes (MinJobAge).
+
+    Raises:
+        UserError: if it is.
+    """
+    job_id = os.environ.get(JOB_ID)
+    job = show_job(job_id) if job_id else {}
+    if "Comment" not in job:
+        return
+    name = ("--name", job["JobName"], "--states", "CANCELLED")
+    shown = run_command("squeue", "--me", "--noheader", *name, "--format", "%i %k")
+    for line in shown.stdout.splitlines():
+        cancelled, _, comment = line.partition(" ")
+        if comment.strip() == job["Comment"]:
+            raise UserError(
+                f"job {cancelled} of this run was cancelled; run the workflow again to go on"
+            )
 
 
 def has_slurm() -> bool:

@@ -6,7 +6,7 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import SMOKE
+from repository import SMOKE
 
 from latentwire.configuration import load_experiment
 from latentwire.data.tables import SCHEMA as EXAMPLE_SCHEMA

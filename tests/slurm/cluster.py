@@ -18,7 +18,7 @@ CLIENTS = ("sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun")
 NODES = ("node1", "node2")
 # A GPU is a device to SLURM; any will do, and these are everywhere.
 GPUS = "/dev/null,/dev/zero,/dev/full,/dev/random"
-GRACE_SECONDS, KILL_WAIT_SECONDS, NODE_TIMEOUT_SECONDS = 5, 5, 10
+GRACE_SECONDS, KILL_WAIT_SECONDS, NODE_TIMEOUT_SECONDS = 5, 10, 10
 # Debian keeps the daemons where only root's PATH looks.
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
@@ -85,12 +85,15 @@ class Cluster:
             self.kill_processes_of(job)
 
     def kill_processes_of(self, job: str) -> None:
-        step, variable = f"slurmstepd: [{job}.".encode(), f"SLURM_JOB_ID={job}".encode()
+        step, variable = f"slurmstepd: [{job}.".encode(), f"SLURM_JOB_ID={job}\0".encode()
+        cluster = str(self.folder).encode()
         for process in Path("/proc").glob("[0-9]*"):
             # A process may end while we look.
             with contextlib.suppress(OSError):
+                environment = (process / "environ").read_bytes()
                 is_step = (process / "cmdline").read_bytes().startswith(step)
-                if is_step or variable in (process / "environ").read_bytes().split(b"\0"):
+                # Another cluster on this machine may have jobs of the same number.
+                if cluster in environment and (is_step or variable in environment):
                     _kill(int(process.name))
 
     def run(self, *command: str) -> str:
@@ -103,6 +106,12 @@ class Cluster:
             env=self.environment,
             cwd=self.folder,
         ).stdout.strip()
+
+    def preempt(self, node: str) -> None:
+        """Has a job of higher priority take a node, and waits for its end."""
+        node_only = ("--partition=priority", f"--nodelist={node}", "--exclusive")
+        job = self.run("sbatch", "--parsable", *node_only, "--output=/dev/null", "--wrap=true")
+        wait_for(lambda: self.job(job)["JobState"] == "COMPLETED", "a preemption", 90)
 
     def jobs(self, *filters: str) -> list[str]:
         return self.run("squeue", "--noheader", "--format=%i", *filters).split()
@@ -161,7 +170,7 @@ class Cluster:
         controller_port, *node_ports = _free_ports(1 + len(NODES))
         nodes = "".join(
             f"NodeName={node} NodeHostname={self.host} NodeAddr=127.0.0.1 Port={port} CPUs=8 "
-            "RealMemory=600000 Gres=gpu:h100:4\n"
+            "RealMemory=300000 Gres=gpu:h100:4\n"
             for node, port in zip(NODES, node_ports, strict=True)
         )
         return (

@@ -179,3 +179,58 @@ def test_a_stage_that_is_terminated_leaves_with_the_number_of_the_signal(tmp_pat
     outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert outcome.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("restarts_now", "restarts_of_ours", "cancelled"),
+    [(0, None, True), (1, None, False), (1, 1, True)],
+)
+def test_a_job_that_slurm_starts_again_is_not_cancelled(
+    commands, monkeypatch, restarts_now, restarts_of_ours, cancelled
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if restarts_of_ours is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts_of_ours))
+    commands("scontrol", job("COMPLETING").replace("Restarts=0", f"Restarts={restarts_now}"))
+    assert slurm.is_cancelled() == cancelled
+
+
+def test_where_slurm_is_silent_nothing_counts_as_cancelled(commands, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    commands("scontrol", code=1)
+    assert not slurm.is_cancelled()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert slurm.is_cancelled()
+
+
+def test_jobs_of_a_run_are_known_by_their_names(commands):
+    commands("squeue", "7 mine-1_head\n8 mine-1_a0b1\n9 mine-12\n10 other\n")
+    assert slurm.jobs_of_run("mine-1_") == {"7": "mine-1_head", "8": "mine-1_a0b1"}
+    commands("squeue", code=1)
+    assert slurm.jobs_of_run("mine-1_") is None
+
+
+@pytest.mark.parametrize(
+    ("cancelled", "refuses"),
+    [("", False), ("5 rule_prepare\n", False), ("5 rule_prepare\n6 rule_train_wire\n", True)],
+)
+def test_a_cancelled_job_is_not_tried_again_in_the_same_run(
+    commands, monkeypatch, cancelled, refuses
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    commands("scontrol", job())
+    commands("squeue", cancelled)
+    if refuses:
+        with pytest.raises(UserError, match="job 6 of this run was cancelled"):
+            slurm.refuse_retry_of_cancelled()
+    else:
+        slurm.refuse_retry_of_cancelled()
+    assert "--name train_wire --states CANCELLED" in commands.asked()[-1]
+
+
+def test_a_job_of_no_run_is_no_retry(commands, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    commands("scontrol", job().replace("Comment=", "Nothing="))
+    slurm.refuse_retry_of_cancelled()
+    assert commands.asked() == ["scontrol show job 7"]
