@@ -2,9 +2,9 @@
 
     nice -n 15 python benchmarks/state_save.py
 
-The state is that of AdamW: weights and two moments. Prints the median step, the longest of those that
-a save is begun in, goes on beside, or ends in, the longest of the others, and what the training
-itself waits for: the copy that is written.
+The state is that of AdamW: weights and two moments. Prints the median step, the longest of those
+that a save is begun in, goes on beside, or ends in, the longest of the others, and what the
+training itself waits for: the copy that is written.
 """
 
 import statistics
