@@ -66,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with contextlib.ExitStack() as handlers:
         handlers.enter_context(_log_to(logging.StreamHandler()))
-        handlers.enter_context(interruptible())
         try:
-            _run(list(sys.argv[1:] if arguments is None else arguments), handlers)
+            with interruptible():
+                _run(list(sys.argv[1:] if arguments is None else arguments), handlers)
         except UserError as error:
             logger.error("%s", error)
             return USER_ERROR

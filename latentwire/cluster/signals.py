@@ -1,5 +1,6 @@
 """Signals that ask a stage to end."""
 
+import atexit
 import contextlib
 import signal
 import threading
@@ -24,6 +25,8 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    # A program takes a while to end, and what is done must not look as if it had failed.
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
 
 
 def _raise(number: int, _: FrameType | None) -> None:

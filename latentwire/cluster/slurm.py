@@ -32,12 +32,14 @@ def requeue_if_taken(wait_seconds: float = _KILLED_WITHIN_SECONDS) -> None:
     its user, stays as it is; so does everything outside SLURM.
     """
     job_id = os.environ.get(JOB_ID)
-    reason = why_taken(show_job(job_id)) if job_id else None
-    if job_id is None or reason is None:
+    if job_id is None:
         return
-    _free_gpu()
     # SLURM ends the job by another TERM, and would call it failed if it left at that.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reason = why_taken(show_job(job_id))
+    if reason is None:
+        return
+    _free_gpu()
     asked = run_command("scontrol", "requeue", job_id)
     if asked.returncode != 0:
         logger.error("SLURM does not queue job %s again: %s", job_id, asked.stderr.strip())

@@ -124,6 +124,8 @@ def _run(job: dict[str, Any], main: Callable[[list[str]], int]) -> None:
         if job["strike"] is not None:
             sys.addaudithook(_striker(job["results"], *job["strike"]))
         code = main(job["arguments"])
+    except SystemExit as error:
+        code = error.code
     finally:
         os._exit(code)
 

@@ -85,19 +85,25 @@ def commands(tmp_path, monkeypatch):
     return answer
 
 
+@pytest.fixture
+def handlers():
+    """Leaves the handler of TERM as it was."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("handlers")
 def test_a_preempted_job_asks_to_be_queued_again_and_waits(commands, monkeypatch, caplog):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     commands("scontrol", job(preempted="2026-11-25T00:01:49"))
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        slurm.requeue_if_taken(wait_seconds=0)
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    slurm.requeue_if_taken(wait_seconds=0)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     assert commands.asked() == ["scontrol show job 1", "scontrol requeue 1"]
     assert "queued again" in caplog.text
 
 
+@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("shown", [job(), job("COMPLETING")])
 def test_a_job_that_its_user_ends_stays_ended(commands, monkeypatch, shown):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
