@@ -48,8 +48,17 @@ class Owner:
         """Whether it is certain that the process has ended."""
         here = (socket.gethostname(), _pid_namespace())
         if (self.host, self.pid_namespace) == here:
-            return not Path(f"/proc/{self.pid}").exists()
+            return _has_ended(self.pid)
         return self.slurm_job_id is not None and is_job_running(self.slurm_job_id) is False
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to take note of its end."""
+    try:
+        _, _, state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state[0] in "ZX"
 
 
 class Lease:

@@ -27,7 +27,7 @@ def test_a_head_that_was_killed_leaves_a_lock_that_the_next_one_clears(copy_repo
     assert list((repository.path / ".snakemake/locks").iterdir())
 
     second = launch(repository)
-    await_that(lambda: not Path(f"/proc/{second}/cmdline").read_bytes())
+    await_that(lambda: has_ended(second))
     log = (folder / f"{second}_0_log.out").read_text()
     assert "clearing .snakemake/locks/0.output.lock" in log
     assert (repository.path / "results/pocket/data/train.parquet").is_file()
@@ -60,6 +60,13 @@ def kill(pid):
     for end in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError):
             end(pid, signal.SIGKILL)
+    await_that(lambda: has_ended(pid))
+
+
+def has_ended(pid):
+    """A process that has ended, but whose parent does not know yet, has no command line."""
+    command = Path(f"/proc/{pid}/cmdline")
+    return not command.exists() or not command.read_bytes()
 
 
 def await_that(condition):
