@@ -36,7 +36,8 @@ def evaluate_compressed(experiment: Experiment, layout: Layout, receiver_name: s
     warm_up(experiment, receiver, examples)
     inputs = [layout.receiver(receiver_name) / DESCRIPTION, *_model_files(experiment, layout)]
     stage = f"evaluate_compressed-{receiver_name}"
-    with open_shards(experiment, layout, stage, inputs, __name__) as shards:
+    num_parts = len(compressors) * len(experiment.wire.target_ratios)
+    with open_shards(experiment, layout, stage, inputs, __name__, num_parts) as shards:
         for method, compress in compressors.items():
             rows: list[Prediction] = []
             for ratio in experiment.wire.target_ratios:

@@ -20,7 +20,7 @@ from latentwire.evaluation.methods import (
     send_text,
 )
 from latentwire.evaluation.predict import predict, report, warm_up
-from latentwire.evaluation.predictions import Prediction, write_predictions
+from latentwire.evaluation.predictions import WITHOUT_RATIO, Prediction, write_predictions
 from latentwire.evaluation.shards import open_shards
 from latentwire.evaluation.swaps import swap_answers
 from latentwire.layout import Layout
@@ -43,8 +43,10 @@ def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) ->
     warm_up(experiment, receiver, examples)
     inputs = [layout.receiver(receiver_name) / DESCRIPTION]
     stage = f"evaluate_text-{receiver_name}"
-    with open_shards(experiment, layout, stage, inputs, __name__) as shards:
-        for method in experiment.evaluation.text_methods:
+    methods, num_ratios = experiment.evaluation.text_methods, len(experiment.wire.target_ratios)
+    num_parts = sum(1 if method in WITHOUT_RATIO else num_ratios for method in methods)
+    with open_shards(experiment, layout, stage, inputs, __name__, num_parts) as shards:
+        for method in methods:
             is_swap = method == Method.control_swap
             groups = group_by_passage(swaps.examples if is_swap else examples)
             contexts = [group[0].context for group in groups]
@@ -148,7 +150,8 @@ def evaluate_wire(
     inputs = [layout.receiver(name) / DESCRIPTION for name in asked_for]
     inputs.append(layout.wire(wire_name, seed) / WEIGHTS)
     stage = "-".join(["evaluate_wire", wire_name, f"seed{seed}", *([only] if only else [])])
-    with open_shards(experiment, layout, stage, inputs, __name__) as shards:
+    num_parts = len(asked_for) * len(dtypes) * len(experiment.wire.target_ratios)
+    with open_shards(experiment, layout, stage, inputs, __name__, num_parts) as shards:
         for name in asked_for:
             receiver = latent_reader(experiment, load_receiver(experiment, layout, name))
             _check_anchor(wire, receiver)

@@ -4,8 +4,10 @@ import contextlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from latentwire.cluster.machine import computing_facts
@@ -15,6 +17,7 @@ from latentwire.evaluation.predictions import Prediction, read_predictions, writ
 from latentwire.files import file_digest, read_json, write_json
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout
+from latentwire.training.progress import format_seconds
 
 _SECTIONS = {"threads", "device", "prompt", "receivers", "wire", "evaluation", "baselines"}
 
@@ -27,10 +30,12 @@ class Shards:
     Args:
         directory: where they are kept; undeclared to the workflow, as is the state of trainings.
         identity: what they were made from. Parts that were made from anything else are deleted.
+        num_parts: how many there will be.
     """
 
-    def __init__(self, directory: Path, identity: dict[str, Any]) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, identity: dict[str, Any], num_parts: int) -> None:
+        self._directory, self._num_left = directory, num_parts
+        self._seconds: list[float] = []
         record = directory / "identity.json"
         identity = json.loads(json.dumps(identity))
         if _saved_identity(record) != identity:
@@ -42,14 +47,24 @@ class Shards:
     def rows(self, name: str, predict: Callable[[], list[Prediction]]) -> list[Prediction]:
         """The predictions of a part, made now unless they were before."""
         path = self._directory / f"{name}.parquet"
+        self._num_left -= 1
         if not path.exists():
+            started = time.monotonic()
             write_predictions(path, predict())
+            self._seconds.append(time.monotonic() - started)
+            left = format_seconds(fmean(self._seconds) * self._num_left)
+            logger.info("%s is answered, %d parts and some %s left", name, self._num_left, left)
         return [Prediction(**row) for row in read_predictions(path).to_pylist()]
 
 
 @contextlib.contextmanager
 def open_shards(
-    experiment: Experiment, layout: Layout, stage: str, inputs: Sequence[Path], module: str
+    experiment: Experiment,
+    layout: Layout,
+    stage: str,
+    inputs: Sequence[Path],
+    module: str,
+    num_parts: int,
 ) -> Iterator[Shards]:
     """Parts of a stage's evaluation, which go once the stage is done.
 
@@ -57,6 +72,7 @@ def open_shards(
         stage: names the folder.
         inputs: files that the evaluation reads, besides the test questions.
         module: what runs it, by its dotted name.
+        num_parts: how many parts there will be.
 
     Raises:
         UserError: if an input is missing.
@@ -73,6 +89,7 @@ def open_shards(
             "code": code_fingerprint(module),
             "machine": computing_facts(),
         },
+        num_parts,
     )
     # Another process that evaluates the same may have been faster.
     shutil.rmtree(directory, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Evaluation of the bundled receivers: what gold answers may and may not change."""
 
+import re
 import signal
 from dataclasses import replace
 from functools import partial
@@ -98,8 +99,9 @@ def rows_without_times(layout):
 
 
 @pytest.mark.parametrize("stage", ["text", "compressed", "wire"])
-def test_a_killed_evaluation_goes_on_with_its_finished_parts(prepared, monkeypatch, stage):
+def test_a_killed_evaluation_goes_on_with_its_finished_parts(prepared, monkeypatch, caplog, stage):
     experiment, layout = prepared
+    caplog.set_level("INFO", "latentwire")
     runs = {
         "text": (evaluate_module, partial(evaluate_text, experiment, layout, "llama")),
         "compressed": (compressed, partial(evaluate_compressed, experiment, layout, "llama")),
@@ -118,15 +120,24 @@ def test_a_killed_evaluation_goes_on_with_its_finished_parts(prepared, monkeypat
     stop_after = None
     run()
     whole, num_parts = rows_without_times(layout), len(parts)
+    assert parts_left(caplog) == [*reversed(range(num_parts))]
     parts.clear()
     stop_after = 3
     with pytest.raises(Interrupted):
         run()
     stop_after = None
+    caplog.clear()
     run()
     assert len(parts) == num_parts > 4
+    assert parts_left(caplog) == [*reversed(range(num_parts - 3))]
     assert rows_without_times(layout) == whole
     assert not list(layout.state("any").parent.glob("evaluate*"))
+
+
+def parts_left(caplog):
+    """What the progress of an evaluation says at each part."""
+    found = (re.search(r"answered, (\d+) parts and some .* left", text) for text in caplog.messages)
+    return [int(match[1]) for match in found if match]
 
 
 def test_finished_parts_of_other_settings_are_not_used(prepared, monkeypatch):
