@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster import Cluster, missing_programs, running_cluster
-from tiny import CONFIG, EXPERIMENT, PROFILE, SEEDS, Training, Workflow
+from small_wire import CONFIG, EXPERIMENT, PROFILE, SEEDS, Training, Workflow
 
 PACKAGES = "apt-get install --no-install-recommends slurm-wlm munge"
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 from cluster import wait_for
-from tiny import START_SECONDS, STEPS, Training
+from small_wire import START_SECONDS, STEPS, Training
 
 
 @pytest.fixture(autouse=True)
