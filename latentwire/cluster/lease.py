@@ -48,7 +48,7 @@ class Owner:
         """Whether it is certain that the process has ended."""
         here = (socket.gethostname(), _pid_namespace())
         if (self.host, self.pid_namespace) == here:
-            return not Path(f"/proc/{self.pid}").exists()
+            return _has_ended(self.pid)
         return self.slurm_job_id is not None and is_job_running(self.slurm_job_id) is False
 
 
@@ -201,6 +201,14 @@ def _parse(content: bytes) -> Owner | None:
     except (ValueError, KeyError, TypeError):
         # Its writer was killed before, or is writing now.
         return None
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        # A process that nobody has waited for is listed, without words.
+        return not Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
 
 
 def _pid_namespace() -> str:
