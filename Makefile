@@ -23,7 +23,7 @@ test: $(INSTALLED) ## Run the tests, those on SLURM apart
 	$(IN_VENV) python -m pytest -m "not slurm"
 
 test-slurm: $(INSTALLED) ## Kill trainings on a private SLURM in every way there is; 10 minutes
-	@PATH="$$PATH:/usr/sbin"; command -v slurmctld munged > /dev/null || \
+	@PATH="$$PATH:/usr/sbin"; command -v slurmctld > /dev/null || \
 	  if [ -n "$$CI" ] && [ "$$(id -u)" = 0 ]; then apt-get update && $(INSTALL_SLURM) --yes; \
 	  else echo "SLURM is not here. As root: $(INSTALL_SLURM)"; exit 1; fi
 	$(IN_VENV) python -m pytest -m slurm tests/slurm

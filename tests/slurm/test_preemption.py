@@ -18,44 +18,43 @@ def _clean(workflow, cluster):
 
 def test_every_death_in_one_workflow_leaves_the_wire_the_same(workflow, cluster):
     training, other = Training(workflow, 1), Training(workflow, 2)
-    # The other one is not warned, and reaches its limit while it is held, on a node of its own.
-    extra = "--nodelist=node2 --open-mode=append"
-    limit = ["train_wire:runtime=1", f"train_wire:slurm_extra='{extra}'"]
-    with (
-        workflow.running(training) as snakemake,
-        workflow.running(other, "--set-resources", *limit) as limited,
-    ):
-        other.hold(4)
-        ended = other.job
-
+    with workflow.running(training) as snakemake:
         training.hold(3)
         job = training.job
-        cluster.preempt("node1")
+        cluster.preempt(cluster.job(job)["NodeList"])
 
         training.hold(8)
         cluster.run("scontrol", "requeue", job)
 
         training.hold(12)
-        assert cluster.job(job)["NodeList"] == "node1"
-        cluster.kill_node("node1")
+        node = cluster.job(job)["NodeList"]
+        cluster.kill_node(node)
         wait_for(lambda: cluster.job(job)["JobState"] == "PENDING", "the node to be missed", 90)
-        wait_for(lambda: cluster.job(job)["NodeList"] == "node2", "the other node", 90)
-        cluster.start_node("node1")
-
         training.hold(16)
-        change_limit(cluster, job, minutes=1)
-        wait_for(lambda: cluster.job(job)["JobState"] == "PENDING", "the limit to be near", 90)
-        change_limit(cluster, job, minutes=60)
+        assert cluster.job(job)["NodeList"] != node
+        cluster.start_node(node)
+        wait_for(lambda: cluster.idle_nodes() == {node}, "the node to be back", 60)
 
-        training.await_step(20)
-        assert training.job == job
-        # As the kernel does where memory runs out.
-        training.signal(signal.SIGKILL)
+        # The other one is not warned, and reaches its limit while it is held.
+        extra = f"--nodelist={node} --open-mode=append"
+        limit = ["train_wire:runtime=1", f"train_wire:slurm_extra='{extra}'"]
+        with workflow.running(other, "--set-resources", *limit) as limited:
+            change_limit(cluster, job, minutes=1)
+            wait_for(lambda: cluster.job(job)["JobState"] == "PENDING", "a limit that is near", 90)
+            change_limit(cluster, job, minutes=60)
 
-        wait_for(lambda: cluster.job(ended)["JobState"] == "TIMEOUT", "the time limit", 180)
-        wait_for(lambda: other.processes, "a second attempt", START_SECONDS)
-        change_limit(cluster, other.job, minutes=60)
-        assert (snakemake.wait(START_SECONDS), limited.wait(START_SECONDS)) == (0, 0)
+            other.hold(4)
+            ended = other.job
+
+            training.await_step(20)
+            assert training.job == job
+            # As the kernel does where memory runs out.
+            training.signal(signal.SIGKILL)
+
+            wait_for(lambda: cluster.job(ended)["JobState"] == "TIMEOUT", "the time limit", 180)
+            wait_for(lambda: other.processes, "a second attempt", START_SECONDS)
+            change_limit(cluster, other.job, minutes=60)
+            assert (snakemake.wait(START_SECONDS), limited.wait(START_SECONDS)) == (0, 0)
 
     training.assert_same_as_without_slurm()
     other.assert_same_as_without_slurm()

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -155,3 +156,14 @@ def test_an_owner_elsewhere_is_not_judged_by_its_pid(path):
     lease = acquire(path)
     assert lease.waited_for == gone
     lease.release()
+
+
+def test_an_owner_that_was_killed_is_gone_before_its_parent_has_noticed():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owner = Owner(pid=process.pid)
+    assert not owner.is_gone()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert Path(f"/proc/{process.pid}").exists()
+    assert owner.is_gone()
+    process.communicate()
