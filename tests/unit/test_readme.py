@@ -17,6 +17,7 @@ import pytest
 import yaml
 from trained import save_wire
 
+from latentwire.cli import _parse
 from latentwire.config import Experiment
 from latentwire.configuration import validate
 
@@ -69,8 +70,6 @@ def test_what_a_page_tells_to_do_works(page, copy, monkeypatch):
         elif language == "bash":
             for command in text.splitlines():
                 _check_command(command, copy)
-        elif language == "python":
-            _run([sys.executable, "-c", text], copy)
         elif language == "yaml":
             _check_experiment(text, title, copy)
         else:
@@ -115,7 +114,10 @@ def _check_command(command: str, copy: Path) -> None:
             # As a line of shell, for streams; the installed command may be another checkout's.
             module = f'latentwire() {{ "{sys.executable}" -m latentwire "$@"; }}'
             _run(["bash", "-c", f"set -o pipefail; {module}; {command}"], copy)
-        case []:
+        case ["python", "-m", "latentwire", "launch", *options]:
+            _parse(["launch", *options])
+        case [] | ["source" | "squeue" | "srun" | "scancel" | "tail", *_]:
+            # What needs a cluster's jobs, or changes the reader's own shell, is only split in words.
             pass
         case ["snakemake", *_]:
             plan = _run([sys.executable, "-m", *words, "--dry-run", "--quiet", "rules"], copy)
