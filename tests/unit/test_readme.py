@@ -117,7 +117,7 @@ def _check_command(command: str, copy: Path) -> None:
         case ["python", "-m", "latentwire", "launch", *options]:
             _parse(["launch", *options])
         case [] | ["source" | "squeue" | "srun" | "scancel" | "tail", *_]:
-            # What needs a cluster's jobs, or changes the reader's own shell, is only split in words.
+            # What needs jobs of a cluster, or changes the reader's shell, is only split in words.
             pass
         case ["snakemake", *_]:
             plan = _run([sys.executable, "-m", *words, "--dry-run", "--quiet", "rules"], copy)
