@@ -68,12 +68,10 @@ class Cluster:
         wait_for(lambda: self.idle_nodes() == set(NODES), "both nodes to be idle", 60)
 
     def stop(self) -> None:
-        with contextlib.suppress(subprocess.SubprocessError):
-            for job in self.jobs():
-                self.kill_processes_of(job)
-        # What they would save on a polite request is deleted anyway.
+        # What the daemons would save on a polite request is deleted anyway.
         for pid_file in self.folder.glob("*.pid"):
             _kill(int(pid_file.read_text()))
+        self._kill_processes("")
 
     def start_node(self, node: str) -> None:
         self._daemon("slurmd", "-N", node, "-f", str(self.config))
@@ -82,18 +80,17 @@ class Cluster:
         """Ends the node as a power cut does: its daemon, and all that runs there."""
         _kill(int((self.folder / f"slurmd.{node}.pid").read_text()))
         for job in self.jobs("--nodelist", node):
-            self.kill_processes_of(job)
+            self._kill_processes(f"slurmstepd: [{job}.", f"SLURM_JOB_ID={job}\0")
 
-    def kill_processes_of(self, job: str) -> None:
-        step, variable = f"slurmstepd: [{job}.".encode(), f"SLURM_JOB_ID={job}\0".encode()
+    def _kill_processes(self, *marks: str) -> None:
+        """Kills those of this cluster with one of the marks in their command or environment."""
+        # Another cluster on this machine may have jobs of the same number.
         cluster = str(self.folder).encode()
         for process in Path("/proc").glob("[0-9]*"):
             # A process may end while we look.
             with contextlib.suppress(OSError):
-                environment = (process / "environ").read_bytes()
-                is_step = (process / "cmdline").read_bytes().startswith(step)
-                # Another cluster on this machine may have jobs of the same number.
-                if cluster in environment and (is_step or variable in environment):
+                words = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+                if cluster in words and any(mark.encode() in words for mark in marks):
                     _kill(int(process.name))
 
     def run(self, *command: str) -> str:
@@ -214,7 +211,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float) -> None
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def _free_ports(number: int) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster import Cluster, wait_for
 
 SEEDS = (1, 2)
-STEPS = 28
+STEPS = 40
 CONFIG, PROFILE = "config/tiny.yaml", "profiles/test"
 # One thread, so that two trainings at once do not wait for each other at every operation.
 EXPERIMENT = {
@@ -103,13 +103,15 @@ class Training:
         except FileNotFoundError:
             return 0
 
-    def await_step(self, step: int) -> None:
-        wait_for(lambda: self.step >= step and self.processes, f"step {step}", START_SECONDS)
+    def hold(self, step: int) -> str:
+        """Stops the trainer once it is past a step, so that what comes meets it in the middle.
 
-    def hold(self, step: int) -> None:
-        """Stops the trainer once it is past a step, so that what comes meets it in the middle."""
-        self.await_step(step)
+        Returns:
+            Its SLURM job.
+        """
+        wait_for(lambda: self.step >= step and self.processes, f"step {step}", START_SECONDS)
         self.signal(signal.SIGSTOP)
+        return self.job
 
     def signal(self, number: signal.Signals) -> None:
         """Signals the trainer, the first if there are two."""

@@ -1,6 +1,7 @@
 """A training on a real SLURM is killed in every way there is; the wire is the same to the bit."""
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cluster import wait_for
@@ -19,8 +20,7 @@ def _clean(workflow, cluster):
 def test_every_death_in_one_workflow_leaves_the_wire_the_same(workflow, cluster):
     training, other = Training(workflow, 1), Training(workflow, 2)
     with workflow.running(training) as snakemake:
-        training.hold(3)
-        job = training.job
+        job = training.hold(3)
         cluster.preempt(cluster.job(job)["NodeList"])
 
         training.hold(8)
@@ -38,19 +38,20 @@ def test_every_death_in_one_workflow_leaves_the_wire_the_same(workflow, cluster)
         # The other one is not warned, and reaches its limit while it is held.
         extra = f"--nodelist={node} --open-mode=append"
         limit = ["train_wire:runtime=1", f"train_wire:slurm_extra='{extra}'"]
-        with workflow.running(other, "--set-resources", *limit) as limited:
+        with (
+            workflow.running(other, "--set-resources", *limit) as limited,
+            ThreadPoolExecutor() as pool,
+        ):
+            held = pool.submit(other.hold, 4)
             change_limit(cluster, job, minutes=1)
             wait_for(lambda: cluster.job(job)["JobState"] == "PENDING", "a limit that is near", 90)
             change_limit(cluster, job, minutes=60)
 
-            other.hold(4)
-            ended = other.job
-
-            training.await_step(20)
-            assert training.job == job
+            assert training.hold(20) == job
             # As the kernel does where memory runs out.
             training.signal(signal.SIGKILL)
 
+            ended = held.result()
             wait_for(lambda: cluster.job(ended)["JobState"] == "TIMEOUT", "the time limit", 180)
             wait_for(lambda: other.processes, "a second attempt", START_SECONDS)
             change_limit(cluster, other.job, minutes=60)
@@ -74,8 +75,7 @@ def change_limit(cluster, job, minutes):
 def test_a_cancelled_training_ends_the_workflow_with_an_error(workflow, cluster):
     training = Training(workflow, 1)
     with workflow.running(training) as snakemake:
-        training.hold(2)
-        job = training.job
+        job = training.hold(2)
         cluster.run("scancel", job)
         assert snakemake.wait(START_SECONDS) != 0
     assert not training.wire.exists()
@@ -102,9 +102,8 @@ def test_a_preempted_head_waits_for_its_jobs_and_goes_on(workflow, cluster):
     arguments = ["--config", "config/tiny.yaml", "--profile", "profiles/test"]
     workflow.run("latentwire", "launch", *arguments, "--target", training.target)
     (head,) = cluster.jobs()
-    training.hold(3)
+    job = training.hold(3)
     log = workflow.results / f"logs/launch/{head}_0_log.out"
-    job = training.job
     cluster.preempt(cluster.job(head)["NodeList"])
     wait_for(lambda: f"waiting for job {job}" in log.read_text(), "the head to be back", 180)
     wait_for(lambda: not cluster.jobs(), "the workflow to end", START_SECONDS)
