@@ -16,6 +16,8 @@ rule train_wire:
         wire=any_of(wire for wire in WIRES if not is_adapted(wire)),
     conda:
         "../../environment.yml"
+    # The longest jobs start first, or the last of them runs alone.
+    priority: 1
     threads: EXPERIMENT.threads
     resources:
         gpu=NUM_GPUS,
