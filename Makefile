@@ -1,6 +1,6 @@
 # `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slurm soak lint format lock clean
+.PHONY: help demo test test-slurm soak lint format docs lock clean
 
 PYTHON ?= python3
 CORES ?= 2
@@ -43,6 +43,10 @@ format: $(INSTALLED) ## Let the formatters decide about style
 	$(IN_VENV) ruff check --fix
 	$(IN_VENV) ruff format
 	$(IN_VENV) snakefmt Snakefile workflow
+
+docs: $(INSTALLED) ## Build the documentation as a site, in site/
+	$(IN_VENV) uv pip install --quiet --constraint requirements.lock --group docs
+	$(IN_VENV) mkdocs build --quiet
 
 # torch asks by itself for the CUDA packages of its build, and for none in a build for the CPU.
 lock: $(INSTALLED) ## Pin what pyproject.toml asks for; known pins stay, delete a line to renew it
