@@ -46,7 +46,7 @@ format: $(INSTALLED) ## Let the formatters decide about style
 
 docs: $(INSTALLED) ## Build the documentation as a site, in site/
 	$(IN_VENV) uv pip install --quiet --constraint requirements.lock --group docs
-	$(IN_VENV) mkdocs build --quiet
+	$(IN_VENV) NO_MKDOCS_2_WARNING=1 mkdocs build
 
 # torch asks by itself for the CUDA packages of its build, and for none in a build for the CPU.
 lock: $(INSTALLED) ## Pin what pyproject.toml asks for; known pins stay, delete a line to renew it

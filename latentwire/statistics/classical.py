@@ -22,7 +22,8 @@ def paired_ttest(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) 
     """Student's t-test of the paired differences (`scipy.stats.ttest_rel`).
 
     Args:
-        first, second: `[examples]`, in the same order.
+        first: `[examples]`.
+        second: `[examples]`, in the same order.
 
     Raises:
         ValueError: if scores are empty, not finite, or differ in number.
@@ -50,7 +51,8 @@ def mcnemar_test(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) 
     The interval is that of the t-test.
 
     Args:
-        first, second: `[examples]`, 0 or 1, in the same order.
+        first: `[examples]`, 0 or 1.
+        second: `[examples]`, in the same order.
 
     Raises:
         ValueError: if scores are empty, not 0 or 1, or differ in number.
@@ -68,7 +70,8 @@ def independent_ttest(first: ArrayLike, second: ArrayLike, confidence: float = 0
     """Welch's t-test of scores of different examples (`scipy.stats.ttest_ind`).
 
     Args:
-        first, second: `[examples]`, not paired; `n` of the outcome is of both.
+        first: `[examples]`.
+        second: `[examples]`, of other examples; `n` of the outcome is of both.
 
     Raises:
         ValueError: if scores are empty or not finite.

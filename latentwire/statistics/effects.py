@@ -28,7 +28,8 @@ def cohens_d_paired(
     """Cohen's dz: mean over standard deviation of the differences.
 
     Args:
-        first, second: `[examples]`, in the same order.
+        first: `[examples]`.
+        second: `[examples]`, in the same order.
         clusters: a label per example; none makes each example its own cluster.
 
     Raises:
@@ -50,7 +51,8 @@ def cohens_d_pooled(first: ArrayLike, second: ArrayLike, confidence: float = 0.9
     Assumes independent questions; the interval is Hedges and Olkin's for large samples.
 
     Args:
-        first, second: `[examples]`, of different examples.
+        first: `[examples]`.
+        second: `[examples]`, of other examples.
 
     Raises:
         ValueError: if scores are empty or not finite.
@@ -93,7 +95,8 @@ def odds_ratio(
     """Paired odds ratio: examples that only the first gets right over those that only the second.
 
     Args:
-        first, second: `[examples]`, 0 or 1, in the same order.
+        first: `[examples]`, 0 or 1.
+        second: `[examples]`, in the same order.
         clusters: a label per example; none makes each example its own cluster.
 
     Raises:

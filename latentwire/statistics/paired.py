@@ -125,7 +125,8 @@ def paired_permutation_test(
     with p = (c + 1) / (n_resamples + 1). The p-value is given the training seeds, however many.
 
     Args:
-        first, second: `[examples]`, or `[seeds, examples]`, in the same order.
+        first: `[examples]`, or `[seeds, examples]`.
+        second: likewise, in the same order.
         clusters: a label per example; none makes each example its own cluster.
         confidence: of the bootstrap interval that goes with the test.
 
@@ -187,7 +188,8 @@ def non_inferiority_test(
     is skewed, a t-test or a centred bootstrap claims non-inferiority two to three times too often.
 
     Args:
-        scores, reference: `[examples]`, or `[seeds, examples]`, in the same order; more is better.
+        scores: `[examples]`, or `[seeds, examples]`; more is better.
+        reference: likewise, in the same order.
         margin: share of the reference's mean that may be lost.
         clusters: a label per example; none makes each example its own cluster.
         alpha: level of the one-sided test.
