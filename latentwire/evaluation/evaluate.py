@@ -144,8 +144,9 @@ def evaluate_wire(
     examples = read_examples(layout.split("test"))
     dtypes = {method: PAYLOAD_DTYPES.get(method, "fp16") for method in evaluation.wire_methods}
     swaps = swap_answers(examples, evaluation.seed)
-    senders = experiment.wire.sender_names or [None]
-    real, changed = {}, {}
+    senders: list[str | None] = [*experiment.wire.sender_names] or [None]
+    real: dict[str | None, _Encoded] = {}
+    changed: dict[str | None, _Encoded] = {}
     for sender in senders:
         forms = dict.fromkeys(dtypes.values())
         real[sender] = _encoded(experiment, wire, examples, forms, sender)

@@ -59,12 +59,13 @@ class Guesses:
     """The labels that a sender's probe, and what it is compared with, give to test examples.
 
     Attributes:
-        passages, tasks: `[examples]`.
+        example_ids, passages, tasks: `[examples]`.
         correct: by predictor `[examples]`, 1 where its label is right.
         label_bytes: size of a label as a message.
     """
 
     sender: str
+    example_ids: NDArray[np.str_]
     passages: NDArray[np.str_]
     tasks: NDArray[np.str_]
     correct: dict[str, Floats]
@@ -84,6 +85,7 @@ def read_guesses(layout: Layout, sender: str) -> Guesses:
         labels = _strings(rows, "label")
         return Guesses(
             sender,
+            _strings(rows, "example_id"),
             _strings(rows, "passage_id"),
             _strings(rows, "task"),
             {name: (_strings(rows, name) == labels).astype(float) for name in PREDICTORS},

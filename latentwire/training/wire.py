@@ -210,7 +210,7 @@ class WireTask:
         self._experiment, self._settings = experiment, experiment.training
         self._layout, self._receivers, self._seed = layout, receivers, seed
         self._latent_readers = {r.name: latent_reader(experiment, r) for r in receivers}
-        self._senders = experiment.wire.sender_names or [None]
+        self._senders: list[str | None] = [*experiment.wire.sender_names] or [None]
         self._passages = self._tokenise("train")
         if experiment.wire.encoder_of is None:
             ratios = {*experiment.wire.target_ratios, self._text_ratio}

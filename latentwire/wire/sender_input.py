@@ -28,6 +28,9 @@ class SenderInput(nn.Module):
         embedding_dim: width D of the encoder's embeddings.
     """
 
+    centre: Tensor
+    scale: Tensor
+
     def __init__(self, num_layers: int, hidden_size: int, embedding_dim: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(num_layers, hidden_size))

@@ -508,8 +508,9 @@ def make_sender_input(
     config: WireConfig, backbone: PreTrainedModel, facts: ReceiverFacts
 ) -> SenderInput:
     """An untrained input for the states of a sender."""
-    embedding_dim = backbone.get_input_embeddings().weight.shape[1]
-    return SenderInput(len(config.sender_layers), facts.embedding_dim, embedding_dim)
+    return SenderInput(
+        len(config.sender_layers), facts.embedding_dim, backbone.config.hidden_size
+    )
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
