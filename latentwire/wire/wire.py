@@ -508,9 +508,7 @@ def make_sender_input(
     config: WireConfig, backbone: PreTrainedModel, facts: ReceiverFacts
 ) -> SenderInput:
     """An untrained input for the states of a sender."""
-    return SenderInput(
-        len(config.sender_layers), facts.embedding_dim, backbone.config.hidden_size
-    )
+    return SenderInput(len(config.sender_layers), facts.embedding_dim, backbone.config.hidden_size)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
