@@ -21,6 +21,8 @@ from latentwire.errors import UserError
 from latentwire.files import whole_file
 
 SOURCES_PER_SHARD = 128
+# What a file has at most besides its features.
+_HEADER_BYTES = 512
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class FeatureCache:
     A shard is computed when one of its sources is first asked for. Several processes may do so at
     once: each writes the same values, whole, under the same name. A shard whose checksum is wrong
     is computed anew. Where a shard finds no room below the bound, those of other lists that were
-    opened longest ago make way; if that does not help, it is not kept. Sources are computed one by
+    opened longest ago make way; if that is not enough, it is not kept. Sources are computed one by
     one, so that what is kept makes no difference to the values.
 
     Args:
@@ -89,7 +91,7 @@ class FeatureCache:
     def _write(self, number: int, path: Path) -> bool:
         """Whether a shard could be kept."""
         features = torch.cat([self._features(index) for index in self._members(number)])
-        if not self._make_room(features.nbytes):
+        if not self._make_room(features.nbytes + _HEADER_BYTES):
             return False
         try:
             with whole_file(path) as temporary:
@@ -104,17 +106,11 @@ class FeatureCache:
         return True
 
     def _make_room(self, num_bytes: int) -> bool:
-        """Removes shards of other lists until there is room, if that helps."""
+        """Removes shards of other lists until there is room, or none is left."""
         others = sorted(set(self._shards()) - set(self._paths), key=lambda own: own.stat().st_mtime)
-        free = self._max_bytes - self._used() - num_bytes
-        if free + sum(path.stat().st_size for path in others) < 0:
-            return False
-        for path in others:
-            if free >= 0:
-                break
-            free += path.stat().st_size
-            path.unlink(missing_ok=True)
-        return True
+        while (is_full := self._used() + num_bytes > self._max_bytes) and others:
+            others.pop(0).unlink(missing_ok=True)
+        return not is_full
 
     def _used(self) -> int:
         return sum(path.stat().st_size for path in self._shards())

@@ -72,5 +72,5 @@ class SenderInput(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Embeddings `[B, S, D]` of features `[B, S, K, H]`."""
         weights = self.mix.softmax(0).to(self.project.weight.dtype)
-        mixed = torch.einsum("k,bskh->bsh", weights, features.to(weights.dtype))
+        mixed = torch.einsum("k,...kh->...h", weights, features.to(weights.dtype))
         return self.project(mixed)

@@ -24,13 +24,15 @@ from latentwire.wire.wire import Wire
 TEXTS = ["Ada has a cat. Bo has a dog.", "Cleo lives in Rome."]
 
 
-def telepathy(method: str, senders: list[str], setting: str = "blind", **wire) -> Experiment:
+def telepathy(
+    method: str, senders: list[str], setting: str = "blind", changes: dict | None = None
+) -> Experiment:
     name = f"telepathy-{'-'.join(senders)}-layer1-{setting}"
     wire = {
         "receivers": ["llama", "qwen"],
         "senders": {"names": senders, "layers": [1]},
         "source_mode": "prompt" if setting == "informed" else "context",
-        **wire,
+        **(changes or {}),
     }
     variants = [Variant(name=name, method=method, wire=wire)]
     whole = Experiment.model_validate(EXPERIMENT.model_dump() | {"variants": variants})
@@ -162,7 +164,11 @@ def test_the_senders_weights_stay_and_are_not_saved(layout):
 
 def test_training_reads_the_same_features_with_a_cache_and_without(layout):
     kept, anew = (
-        telepathy("telepathy", ["qwen"], senders={"names": ["qwen"], "layers": [1], **more})
+        telepathy(
+            "telepathy",
+            ["qwen"],
+            changes={"senders": {"names": ["qwen"], "layers": [1], **more}},
+        )
         for more in ({}, {"cache_gigabytes": 0})
     )
     losses = []
@@ -252,7 +258,7 @@ def _fill(folder: Path, key: str, most: int) -> None:
 
 def test_two_writers_leave_whole_shards_below_the_bound(tmp_path):
     context = multiprocessing.get_context("fork")
-    most = 1500
+    most = 2500
     writers = [
         context.Process(target=_fill, args=(tmp_path, key, most)) for key in ("a", "a", "b", "b")
     ]
@@ -277,7 +283,7 @@ def test_two_writers_leave_whole_shards_below_the_bound(tmp_path):
 )
 def test_senders_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        telepathy("telepathy", ["qwen"], **change)
+        telepathy("telepathy", ["qwen"], changes=change)
 
 
 def test_a_layer_that_a_sender_lacks_is_refused(layout):
