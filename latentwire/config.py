@@ -301,10 +301,10 @@ class Senders(Section):
         description="Layers whose states are read, 0 for embeddings; of several, a mix is learned.",
     )
     cache_gigabytes: float = Field(
-        2.0,
+        0.0,
         ge=0,
-        description="Most that the states of training passages may take on disk, where further "
-        "wires of the experiment find them; 0 computes them anew at every step.",
+        description="Most that the states of training passages may take on disk, where later "
+        "epochs and further wires of the experiment find them; 0 computes them at every step.",
     )
 
     def stem(self, source_mode: str) -> str:

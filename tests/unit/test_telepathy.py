@@ -169,7 +169,7 @@ def test_training_reads_the_same_features_with_a_cache_and_without(layout):
             ["qwen"],
             changes={"senders": {"names": ["qwen"], "layers": [1], **more}},
         )
-        for more in ({}, {"cache_gigabytes": 0})
+        for more in ({"cache_gigabytes": 1}, {})
     )
     losses = []
     for experiment in (kept, anew):
