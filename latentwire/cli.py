@@ -413,6 +413,12 @@ def _evaluate_text(experiment: "Experiment", layout: Layout, options: argparse.N
     evaluate_text(experiment, layout, options.receiver)
 
 
+def _evaluate_relay(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.baselines.relay import evaluate_relay
+
+    evaluate_relay(experiment, layout, options.receiver)
+
+
 def _train_compressor(
     experiment: "Experiment", layout: Layout, options: argparse.Namespace
 ) -> None:
@@ -606,6 +612,13 @@ VERBS: dict[str, Verb] = {
             _WIRE,
             _SEED,
         ),
+        uses_torch=True,
+        uses_device=True,
+    ),
+    "evaluate-relay": Verb(
+        _evaluate_relay,
+        "ask one receiver with what senders write about the text, and the senders themselves",
+        (("--receiver", "name of the receiver"),),
         uses_torch=True,
         uses_device=True,
     ),

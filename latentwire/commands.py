@@ -94,6 +94,9 @@ def _message_options(parser: argparse.ArgumentParser) -> None:
         choices=("fp16", "int8", "int4"),
         help="how the latents are written (default: %(default)s)",
     )
+    parser.add_argument(
+        "--sender", help="the model that reads the text, for a wire that reads states of several"
+    )
 
 
 def _encode_options(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +129,7 @@ def _encode(options: argparse.Namespace) -> None:
     wire = Wire.from_pretrained(options.wire, _device(options))
     ratio = _ratio(options, wire.widths)
     questions = None if options.question is None else [options.question]
-    (latents,) = wire.encode([text], ratio, questions)
+    (latents,) = wire.encode([text], ratio, questions, sender=options.sender)
     payload = latents.to_bytes(options.dtype)
     if to_stdout:
         sys.stdout.buffer.write(payload)
@@ -315,7 +318,8 @@ def _fill(
     for start in range(0, len(waiting), size):
         # Another process may be filling the same store.
         keys = store.missing(waiting[start : start + size])
-        messages = wire.encode([texts[key] for key in keys], ratio, batch_size=size)
+        own = [texts[key] for key in keys]
+        messages = wire.encode(own, ratio, batch_size=size, sender=options.sender)
         store.put(zip(keys, messages, strict=True), options.dtype)
         encoded += len(keys)
         done, now = min(start + size, len(waiting)), time.monotonic()

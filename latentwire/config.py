@@ -288,6 +288,32 @@ class Adapter(Section):
     )
 
 
+class Senders(Section):
+    """Frozen models whose hidden states the encoder reads in the place of text: telepathy."""
+
+    names: list[Name] = Field(
+        min_length=1,
+        description="Receivers of the experiment that send. Of several the wire learns from each, "
+        "and any of them can write its messages: a hub.",
+    )
+    layers: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1,
+        description="Layers whose states are read, 0 for embeddings; of several, a mix is learned.",
+    )
+    cache_gigabytes: float = Field(
+        0.0,
+        ge=0,
+        description="Most that the states of training passages may take on disk, where later "
+        "epochs and further wires of the experiment find them; 0 computes them at every step.",
+    )
+
+    def stem(self, source_mode: str) -> str:
+        """How the name of a wire with these senders starts: who, where and what they see."""
+        layers = "-".join(map(str, self.layers))
+        setting = "blind" if source_mode == "context" else "informed"
+        return f"telepathy-{'-'.join(self.names)}-layer{layers}-{setting}"
+
+
 class Wire(Section):
     """The trained artefact: encoder and adapters."""
 
@@ -311,6 +337,16 @@ class Wire(Section):
         """The other wire that this one is made from."""
         return self.encoder_of or self.start_from
 
+    @property
+    def sender_names(self) -> list[str]:
+        """The senders, none for a wire that reads text."""
+        return self.senders.names if self.senders else []
+
+    @property
+    def sender_layers(self) -> list[int]:
+        """The layers whose states are read, none for a wire that reads text."""
+        return self.senders.layers if self.senders else []
+
     source_mode: Literal["context", "prompt"] = Field(
         "context",
         description="context: the question stays text. prompt: the question is inside the latents, "
@@ -323,6 +359,9 @@ class Wire(Section):
         "for every receiver.",
     )
     latent_dim: Positive = Field(256, description="Width of a latent vector.")
+    senders: Senders | None = Field(
+        None, description="Models whose states the encoder reads; none reads text itself."
+    )
     encoder: Encoder = Field(Encoder(), description="The encoder.")
     adapter: Adapter = Field(Adapter(), description="The adapters.")
 
@@ -431,8 +470,11 @@ class Training(Section):
         return self
 
 
-NOT_SCIENCE = {"training": {"checkpoint_interval_seconds", "resume_across_code"}}
-"""Keys that decide when a training is saved and resumed, not what it makes."""
+NOT_SCIENCE: dict[str, Any] = {
+    "training": {"checkpoint_interval_seconds", "resume_across_code"},
+    "wire": {"senders": {"cache_gigabytes"}},
+}
+"""Keys that decide how a training goes, when it is saved and resumed, not what it makes."""
 
 
 class Method(StrEnum):
@@ -459,6 +501,11 @@ class Method(StrEnum):
     control_mean = "control_mean"
     control_noise = "control_noise"
     control_swap = "control_swap"
+    telepathy = "telepathy"
+    telepathy_hub = "telepathy_hub"
+    telepathy_informed = "telepathy_informed"
+    text_relay = "text_relay"
+    sender_alone = "sender_alone"
     linear_probe = "linear_probe"
     sender_label = "sender_label"
 
@@ -479,6 +526,7 @@ QUESTION_AWARE_METHODS = (
     Method.extractive_question,
     Method.llmlingua_question,
     Method.latent_prompt,
+    Method.telepathy_informed,
 )
 """Methods in which what a receiver gets was made in knowledge of the question."""
 
@@ -489,15 +537,34 @@ PAYLOAD_DTYPES = {
 }
 """How the shared wire's messages are written; those of all other methods are as fp16."""
 
+TELEPATHY_METHODS = (Method.telepathy, Method.telepathy_hub, Method.telepathy_informed)
+"""Methods whose messages are made of a sender's states: of one sender that has not seen the
+question, of any of several, and of one that has."""
+
+CONTROLS = (
+    Method.control_shuffled,
+    Method.control_zero,
+    Method.control_mean,
+    Method.control_noise,
+    Method.control_swap,
+)
+"""Messages that are not what they should be: what a receiver makes of these shows what it reads."""
+
 VARIANT_METHODS = (
     Method.latent_prompt,
     Method.latent_adapted,
     Method.latent_single,
     Method.soft_prompt,
     Method.gist,
+    *TELEPATHY_METHODS,
     Method.ablation,
 )
 """Methods that need a wire of their own."""
+
+
+RELAY_METHODS = (Method.text_relay, Method.sender_alone)
+"""Methods that come with senders: one writes what it read, in words, for a receiver; or answers
+itself."""
 
 
 PROBE_METHODS = (Method.linear_probe, Method.sender_label)
@@ -516,8 +583,11 @@ class Variant(Section):
     name: Name = Field(description="Names the wire's folder.")
     method: Method = Field(
         description="The rows that it makes: latent_prompt, latent_adapted, latent_single, "
-        "soft_prompt, gist, or ablation. There may be several of a method, for receivers of their "
-        "own."
+        "soft_prompt, gist, telepathy, telepathy_hub, telepathy_informed, or ablation. There may "
+        "be several of a method, for receivers or from senders of their own."
+    )
+    controls: list[Method] = Field(
+        [], description="Controls to evaluate through it as well, such as control_shuffled."
     )
     seeds: list[int] | None = Field(
         None, min_length=1, description="Its training seeds; none takes the experiment's first."
@@ -531,6 +601,14 @@ class Variant(Section):
             raise ValueError(
                 f"method: {self.method.value!r} belongs to no variant; allowed: "
                 f"{', '.join(VARIANT_METHODS)}"
+            )
+        if self.controls and self.method not in TELEPATHY_METHODS:
+            raise ValueError(
+                "controls: for variants with wire.senders; others have the shared wire's"
+            )
+        if foreign := [method for method in self.controls if method not in CONTROLS]:
+            raise ValueError(
+                f"controls: {foreign[0].value!r} is no control; allowed: {', '.join(CONTROLS)}"
             )
         return self
 
@@ -605,7 +683,8 @@ class Evaluation(Section):
         [
             method
             for method in Method
-            if method not in (*VARIANT_METHODS, *QUESTION_AWARE_METHODS, *PROBE_METHODS)
+            if method
+            not in (*VARIANT_METHODS, *QUESTION_AWARE_METHODS, *RELAY_METHODS, *PROBE_METHODS)
         ],
         min_length=1,
         description="Methods to evaluate; those of variants come with them. extractive_question "
@@ -636,6 +715,8 @@ class Evaluation(Section):
             raise ValueError("methods must hold 'text': relative_f1 is relative to it")
         if foreign := sorted(set(self.methods) & set(VARIANT_METHODS)):
             raise ValueError(f"methods: {foreign[0].value!r} comes with a variant; declare one")
+        if foreign := sorted(set(self.methods) & set(RELAY_METHODS)):
+            raise ValueError(f"methods: {foreign[0].value!r} comes with wire.senders of a variant")
         if foreign := sorted(set(self.methods) & set(PROBE_METHODS)):
             raise ValueError(f"methods: {foreign[0].value!r} comes with the section probe")
         return self
@@ -724,6 +805,12 @@ class Experiment(Section):
         return list(dict.fromkeys(each))
 
     @property
+    def senders(self) -> list[str]:
+        """Receivers whose states some wire reads."""
+        each = (name for wire in self.wires for name in self.of_wire(wire).wire.sender_names)
+        return list(dict.fromkeys(each))
+
+    @property
     def llmlingua_model(self) -> str:
         """The causal language model of LLMLingua."""
         return self.baselines.llmlingua or self.receivers[0].name
@@ -743,7 +830,7 @@ class Experiment(Section):
         variant = next((variant for variant in self.variants if variant.name == name), None)
         if variant is None:
             return self
-        methods = [Method.text, variant.method]
+        methods = [Method.text, variant.method, *variant.controls]
         return self.model_copy(
             update={
                 "wire": _changed(self.wire, {**variant.wire, "name": name}),
@@ -771,6 +858,11 @@ class Experiment(Section):
 
     def _variant_faults(self, variant: Variant) -> list[str]:
         """What is wrong with a variant, in the words for its whole wire."""
+        absent = Method.control_swap not in self.evaluation.methods
+        if Method.control_swap in variant.controls and absent:
+            return [
+                "controls: control_swap is told by the text's own, which evaluation.methods lacks"
+            ]
         try:
             return self._wire_faults(self.of_wire(variant.name))
         except ValidationError as error:
@@ -794,7 +886,47 @@ class Experiment(Section):
                 f"wire.encoder.backbone: {backbone!r} is no receiver of this experiment ({names}); "
                 f"{_MODEL_FORMS}"
             )
-        return [*faults, *self._parent_faults(own), *own._training_faults()]
+        return [
+            *faults,
+            *self._sender_faults(own),
+            *self._parent_faults(own),
+            *own._training_faults(),
+        ]
+
+    def _sender_faults(self, own: "Experiment") -> list[str]:
+        """What is wrong with a wire that reads states of senders, or should."""
+        wire, senders = own.wire, own.wire.senders
+        method = next((v.method for v in self.variants if v.name == wire.name), Method.latent)
+        if senders is None:
+            if method in TELEPATHY_METHODS:
+                return [f"method: {method.value!r} needs wire.senders"]
+            return []
+        names = [receiver.name for receiver in self.receivers]
+        faults = [
+            f"wire.senders.names: {name!r} is no receiver of this experiment ({names})"
+            for name in senders.names
+            if name not in names
+        ]
+        faults += [
+            f"wire.senders.{key}: an entry occurs twice in {values}"
+            for key, values in (("names", senders.names), ("layers", senders.layers))
+            if len(set(values)) != len(values)
+        ]
+        fitting = (
+            Method.telepathy_informed
+            if wire.source_mode == "prompt"
+            else Method.telepathy_hub
+            if len(senders.names) > 1
+            else Method.telepathy
+        )
+        if method not in (fitting, Method.ablation):
+            faults.append(
+                f"method: {method.value!r} does not fit a wire of {len(senders.names)} sender(s) "
+                f"with source_mode: {wire.source_mode}; give {fitting.value!r}, as a variant"
+            )
+        if not wire.name.startswith(stem := senders.stem(wire.source_mode)):
+            faults.append(f"name: the name of a wire with these senders starts with {stem!r}")
+        return faults
 
     def _parent_faults(self, own: "Experiment") -> list[str]:
         """What keeps a wire from being made from another."""
@@ -863,16 +995,17 @@ class Experiment(Section):
 
     def _method_faults(self) -> list[str]:
         """Wires whose rows could not be told apart in tables."""
-        makers: dict[tuple[Method, str], list[str]] = {}
+        makers: dict[tuple[Method, str, tuple[str, ...]], list[str]] = {}
         for variant in self.variants:
             names = variant.wire.get("receivers") or self.wire.receivers
+            senders = tuple((variant.wire.get("senders") or {}).get("names", ()))
             for name in names or [receiver.name for receiver in self.receivers]:
                 if variant.method != Method.ablation:
-                    makers.setdefault((variant.method, name), []).append(variant.name)
+                    makers.setdefault((variant.method, name, senders), []).append(variant.name)
         return [
             f"variants: {' and '.join(wires)} are both {method} for {receiver!r}; give them "
             "receivers of their own (wire.receivers), or drop one"
-            for (method, receiver), wires in makers.items()
+            for (method, receiver, _), wires in makers.items()
             if len(wires) > 1
         ]
 
@@ -894,6 +1027,11 @@ class Experiment(Section):
             "do not hold"
             for method in sorted(compared - measured)
         ]
+        if several := sorted(compared & {*TELEPATHY_METHODS, *RELAY_METHODS}):
+            faults.append(
+                f"statistics.family: {several[0].value!r} may come from several senders, which one "
+                "comparison cannot tell apart"
+            )
         ablations = [own.name for own in self.variants if own.method == Method.ablation]
         if Method.ablation in compared and len(ablations) > 1:
             faults.append(
@@ -907,7 +1045,12 @@ def _new_receiver_faults(own: Experiment, other: Experiment) -> list[str]:
     """What keeps another wire's encoder from being this one's."""
     name = other.wire.name
     known = {receiver.name for receiver in other.readers}
-    faults = [
+    faults = []
+    if own.wire.senders != other.wire.senders:
+        faults.append(
+            f"wire.senders: differs from that of the wire {name!r}, whose encoder it takes"
+        )
+    faults += [
         f"wire.receivers: {receiver.name!r} has an adapter in the wire {name!r} already; name "
         "receivers that are new to it"
         for receiver in own.readers

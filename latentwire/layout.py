@@ -43,6 +43,10 @@ class Layout:
     def state(self, run: str) -> Path:
         return self.root / ".state" / run
 
+    @property
+    def features(self) -> Path:
+        return self.root / ".features"
+
     def predictions(self, method: str, receiver: str, wire: str = NO_WIRE, seed: int = 0) -> Path:
         return self.root / "predictions" / method / receiver / wire / f"seed{seed}.parquet"
 

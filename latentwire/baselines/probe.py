@@ -30,7 +30,7 @@ from latentwire.files import whole_file, write_json
 from latentwire.layout import Layout
 from latentwire.receivers.loading import load_receiver
 from latentwire.receivers.receiver import Receiver
-from latentwire.receivers.states import POOLINGS, pooled_states
+from latentwire.receivers.states import POOLINGS, check_layers, pooled_states
 
 BATCH_STATES = 1024
 REGULARISATIONS = [0.01, 0.1, 1.0, 10.0]
@@ -112,7 +112,7 @@ def probe(experiment: Experiment, layout: Layout, sender_name: str) -> None:
     splits = read_classification(settings, layout)
     sender = load_receiver(experiment, layout, sender_name)
     layers = settings.layers or _spread(sender.model.config.num_hidden_layers)
-    _check_layers(layers, sender)
+    check_layers("probe.layers", layers, [sender])
     labels = {split: _labels(examples) for split, examples in splits.items()}
     groups = [example.passage_id for example in splits["train"]]
     layout.probe(sender_name).parent.mkdir(parents=True, exist_ok=True)
@@ -172,15 +172,6 @@ def probe(experiment: Experiment, layout: Layout, sender_name: str) -> None:
 
 def _spread(num_layers: int) -> list[int]:
     return sorted({round(layer) for layer in np.linspace(0, num_layers, MOST_LAYERS)})
-
-
-def _check_layers(layers: Sequence[int], sender: Receiver) -> None:
-    most = sender.model.config.num_hidden_layers
-    if unknown := [layer for layer in layers if not 0 <= layer <= most]:
-        raise UserError(
-            f"probe.layers: {unknown[0]} is no layer of {sender.name!r}, which has 0 (embeddings) "
-            f"to {most}"
-        )
 
 
 def _labels(examples: Sequence[Example]) -> Labels:

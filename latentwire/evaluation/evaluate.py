@@ -6,6 +6,7 @@ Beside `latentwire/baselines` this is the only place that reads the test split.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 from latentwire.config import PAYLOAD_DTYPES, Experiment, Method
 from latentwire.data.tables import Example, group_by_passage, read_examples, source_text
@@ -109,7 +110,11 @@ class _Encoded:
 
 
 def _encoded(
-    experiment: Experiment, wire: Wire, examples: Sequence[Example], dtypes: Iterable[str]
+    experiment: Experiment,
+    wire: Wire,
+    examples: Sequence[Example],
+    dtypes: Iterable[str],
+    sender: str | None,
 ) -> _Encoded:
     groups = group_sources(examples, wire.config.source_mode)
     sources = [source_text(group[0], wire.config.source_mode) for group in groups]
@@ -117,14 +122,14 @@ def _encoded(
     return _Encoded(
         groups,
         sources,
-        *encode_payloads(wire, sources, forms, experiment.evaluation.batch_passages),
+        *encode_payloads(wire, sources, forms, experiment.evaluation.batch_passages, sender),
     )
 
 
 def evaluate_wire(
     experiment: Experiment, layout: Layout, seed: int, only: str | None = None
 ) -> None:
-    """Evaluates the experiment's wire, at all ratios, by all its methods.
+    """Evaluates the experiment's wire, from all senders, at all ratios, by all its methods.
 
     Args:
         only: the receiver to ask; none asks all that the wire is trained for.
@@ -138,19 +143,23 @@ def evaluate_wire(
     evaluation = experiment.evaluation
     examples = read_examples(layout.split("test"))
     dtypes = {method: PAYLOAD_DTYPES.get(method, "fp16") for method in evaluation.wire_methods}
-    real = _encoded(experiment, wire, examples, dict.fromkeys(dtypes.values()))
     swaps = swap_answers(examples, evaluation.seed)
-    changed = (
-        _encoded(experiment, wire, swaps.examples, ["fp16"])
-        if Method.control_swap in dtypes
-        else real
-    )
-    strangers = derangement([group[0].passage_id for group in real.groups], evaluation.seed)
+    senders: list[str | None] = [*experiment.wire.sender_names] or [None]
+    real: dict[str | None, _Encoded] = {}
+    changed: dict[str | None, _Encoded] = {}
+    for sender in senders:
+        forms = dict.fromkeys(dtypes.values())
+        real[sender] = _encoded(experiment, wire, examples, forms, sender)
+        if Method.control_swap in dtypes:
+            changed[sender] = _encoded(experiment, wire, swaps.examples, ["fp16"], sender)
+    owners = [group[0].passage_id for group in real[senders[0]].groups]
+    strangers = derangement(owners, evaluation.seed)
     asked_for = [reader.name for reader in experiment.readers if only in (None, reader.name)]
     inputs = [layout.receiver(name) / DESCRIPTION for name in asked_for]
     inputs.append(layout.wire(wire_name, seed) / WEIGHTS)
     stage = "-".join(["evaluate_wire", wire_name, f"seed{seed}", *([only] if only else [])])
-    num_parts = len(asked_for) * len(dtypes) * len(experiment.wire.target_ratios)
+    ratios = experiment.wire.target_ratios
+    num_parts = len(asked_for) * len(dtypes) * len(senders) * len(ratios)
     with open_shards(experiment, layout, stage, inputs, __name__, num_parts) as shards:
         for name in asked_for:
             receiver = latent_reader(experiment, load_receiver(experiment, layout, name))
@@ -158,10 +167,10 @@ def evaluate_wire(
             warm_up(experiment, receiver, examples)
             for method, dtype in dtypes.items():
                 is_swap = method == Method.control_swap
-                asked = changed if is_swap else real
-                ids = receiver.prompt.source_ids(asked.sources)
                 rows: list[Prediction] = []
-                for ratio in experiment.wire.target_ratios:
+                for sender, ratio in product(senders, ratios):
+                    asked = (changed if is_swap else real)[sender]
+                    ids = receiver.prompt.source_ids(asked.sources)
                     sent = control_payloads(
                         method, asked.payloads[ratio, dtype], strangers, evaluation.seed
                     )
@@ -178,8 +187,10 @@ def evaluate_wire(
                         encode_seconds=asked.seconds[ratio, dtype],
                         question_aware=wire.config.source_mode == "prompt",
                         swapped=swaps.answers if is_swap else None,
+                        sender=sender,
                     )
-                    rows += shards.rows(f"{name}-{method}-{ratio}", answer)
+                    part = [name, method, *([sender] if sender else []), str(ratio)]
+                    rows += shards.rows("-".join(part), answer)
                 write_predictions(layout.predictions(method, name, wire_name, seed), rows)
                 report(method, name, rows)
 

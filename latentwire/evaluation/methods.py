@@ -90,20 +90,21 @@ def encode_payloads(
     sources: Sequence[str],
     forms: Sequence[tuple[float, str]],
     batch_size: int,
+    sender: str | None,
 ) -> tuple[dict[tuple[float, str], list[bytes]], dict[tuple[float, str], list[float]]]:
     """Byte forms of all sources at every ratio and dtype, and the seconds of each.
 
-    A source is read once for all forms; every form is charged the whole reading. Sources of a batch
-    take its mean. A first reading, not counted, warms up.
+    A source is read once for all forms; every form is charged the whole reading, that of a sender
+    included. Sources of a batch take its mean. A first reading, not counted, warms up.
     """
     payloads: dict[tuple[float, str], list[bytes]] = {form: [] for form in forms}
     seconds: dict[tuple[float, str], list[float]] = {form: [] for form in forms}
-    source_ids = wire.source_ids(sources)
-    wire.messages(wire.read(source_ids[:batch_size]), forms[0][0])
+    source_ids = wire.source_ids(sources, sender)
+    wire.messages(wire.read(source_ids[:batch_size], sender), forms[0][0])
     for start in range(0, len(sources), batch_size):
         batch = source_ids[start : start + batch_size]
         started = time.perf_counter()
-        read = wire.read(batch)
+        read = wire.read(batch, sender)
         # A GPU returns before its work is done.
         if read.hidden.is_cuda:
             torch.cuda.synchronize()

@@ -36,6 +36,7 @@ def predict(
     question_aware: bool = False,
     swapped: Mapping[str, str] | None = None,
     fell_back: Sequence[bool] | None = None,
+    sender: str | None = None,
 ) -> list[Prediction]:
     """Answers the questions of all sources with one method, batched by length.
 
@@ -50,6 +51,7 @@ def predict(
         question_aware: whether what is sent was made in knowledge of the question.
         swapped: by example id what stands in a changed passage where the answer stood.
         fell_back: for each source whether a compressor left nothing of it; none is never.
+        sender: the model whose states the message is made of, or that wrote the text.
     """
     source_tokens = [len(ids) for ids in source_ids]
     seconds = encode_seconds or [0.0] * len(groups)
@@ -72,7 +74,7 @@ def predict(
                     payload_bytes=sent.payload_bytes[place],
                     encode_seconds=seconds[index] / len(groups[index]),
                     wire=wire,
-                    sender="",
+                    sender=sender or "",
                     target_ratio=ratio,
                     ratio=source_tokens[index] / positions if positions else None,
                     source_mode=experiment.wire.source_mode if sent.is_latent else "context",

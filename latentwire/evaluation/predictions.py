@@ -48,12 +48,18 @@ WITHOUT_RATIO = (Method.text, Method.closed_book, Method.control_swap)
 
 @dataclass(frozen=True)
 class PredictionRun:
-    """One prediction file of a receiver, and the target ratios that it must hold."""
+    """One prediction file of a receiver, and what it must hold.
+
+    Attributes:
+        target_ratios: at each of these every example, from every sender.
+        senders: the models that messages come from; one that is empty where there is none.
+    """
 
     method: Method
     wire: str
     seed: int
     target_ratios: list[float | None]
+    senders: tuple[str, ...] = ("",)
 
 
 def prediction_runs(experiment: Experiment, receiver: str) -> list[PredictionRun]:
@@ -66,8 +72,20 @@ def prediction_runs(experiment: Experiment, receiver: str) -> list[PredictionRun
             key=Method.text.__ne__,
         )
     ]
+    senders = tuple(experiment.senders)
+    if senders:
+        texts += [
+            PredictionRun(Method.text_relay, NO_WIRE, 0, [None, *budgets], senders),
+            PredictionRun(Method.sender_alone, NO_WIRE, 0, [None], senders),
+        ]
     return texts + [
-        PredictionRun(method, own.wire.name, seed, [float(r) for r in own.wire.target_ratios])
+        PredictionRun(
+            method,
+            own.wire.name,
+            seed,
+            [float(ratio) for ratio in own.wire.target_ratios],
+            tuple(own.wire.sender_names) or ("",),
+        )
         for own in map(experiment.of_wire, experiment.wires)
         if receiver in [reader.name for reader in own.readers]
         for method in own.evaluation.wire_methods

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from latentwire.config import Experiment, Method
@@ -15,7 +16,7 @@ from latentwire.reporting.scores import in_order, label, told_apart
 
 MOST_EXAMPLES = 200
 SEED = 1
-_COLUMNS = ["example_id", "target_ratio", "prediction", "em"]
+_COLUMNS = ["example_id", "sender", "target_ratio", "prediction", "em"]
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ def read_answered(experiment: Experiment, layout: Layout) -> list[Answered]:
                 continue
             path = layout.predictions(run.method, receiver.name, run.wire, run.seed)
             rows = read_predictions(path).select(_COLUMNS).to_pylist()
-            method = told_apart(run.method, run.wire)
-            for ratio in run.target_ratios:
+            for sender, ratio in product(run.senders, run.target_ratios):
+                method = told_apart(run.method, run.wire, sender)
                 answers = {
                     row["example_id"]: (row["prediction"], row["em"])
                     for row in rows
-                    if row["target_ratio"] == ratio
+                    if (row["sender"], row["target_ratio"]) == (sender, ratio)
                 }
                 answered.append(Answered(method, receiver.name, ratio, answers))
     order = in_order(own.method for own in answered)

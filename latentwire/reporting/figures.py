@@ -3,6 +3,7 @@
 import io
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -15,7 +16,7 @@ from matplotlib.rcsetup import cycler
 
 from latentwire.config import QUESTION_AWARE_METHODS
 from latentwire.reporting.breakdown import Part
-from latentwire.reporting.scores import Mean, Score, distinct, in_order, label, look, select
+from latentwire.reporting.scores import FROM, Mean, Score, in_order, label, look, select
 from latentwire.reporting.series import Series
 from latentwire.reporting.training_log import Row, minutes, resumed_after
 
@@ -317,32 +318,26 @@ def draw_probe(probes: Sequence[dict[str, Any]], scores: Sequence[Score]) -> Fig
     return _legend_below(figure)
 
 
-def draw_relay(scores: Sequence[Score]) -> Figure:
-    """F1 of each receiver that reads what each sender's states became; a panel per method."""
-    methods = in_order(score.method for score in scores)
-    figure, panels = _panels(len(methods))
-    senders, receivers = distinct(scores, "sender"), distinct(scores, "receiver")
-    for axes, method in zip(panels, methods, strict=True):
+def draw_relay(series: Sequence[Series]) -> Figure:
+    """F1 of each receiver that reads what comes from each sender; a panel per method.
+
+    At the lowest target ratio of each method.
+    """
+    chosen: dict[str, dict[tuple[str, str], float]] = {}
+    for own in sorted(series, key=lambda own: -(own.target_ratio or 0)):
+        method, _, sender = own.method.partition(FROM)
+        if not method.startswith("control_"):
+            chosen.setdefault(method, {})[sender, own.receiver] = own.f1.number
+    pairs = [pair for cells in chosen.values() for pair in cells]
+    senders, receivers = (sorted(set(names)) for names in zip(*pairs, strict=True))
+    figure, panels = _panels(len(chosen))
+    for axes, method in zip(panels, in_order(chosen), strict=True):
         grid = np.full((len(senders), len(receivers)), np.nan)
-        for (row, sender), (column, receiver) in itertools.product(
-            enumerate(senders), enumerate(receivers)
-        ):
-            values = [
-                score.value
-                for score in select(scores, method=method, sender=sender, receiver=receiver)
-                if score.value is not None
-            ]
-            if values:
-                grid[row, column] = np.mean(values)
-                is_dark = grid[row, column] < 0.5
-                axes.text(
-                    column,
-                    row,
-                    f"{grid[row, column]:.2f}",
-                    color="#ffffff" if is_dark else "#000000",
-                    ha="center",
-                    va="center",
-                )
+        for (sender, receiver), value in chosen[method].items():
+            row, column = senders.index(sender), receivers.index(receiver)
+            grid[row, column] = value
+            colour = "#ffffff" if value < 0.5 else "#000000"
+            axes.text(column, row, f"{value:.2f}", color=colour, ha="center", va="center")
         # Of even brightness steps, for the colour-blind and in print.
         image = axes.imshow(grid, cmap="cividis", vmin=0, vmax=1)
         axes.set_xticks(range(len(receivers)), receivers)
@@ -351,6 +346,37 @@ def draw_relay(scores: Sequence[Score]) -> Figure:
         axes.set(xlabel="receiver", ylabel="sender", title=label(method))
     figure.colorbar(image, ax=panels, label="F1")
     return figure
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A wire that reads one layer of one sender."""
+
+    sender: str
+    layer: int
+    series: Series
+
+
+def draw_layers(swept: Sequence[Swept]) -> Figure:
+    """Relative F1 by the layer whose states are read, a panel per sender, a line per receiver.
+
+    At the lowest target ratio.
+    """
+    lowest = min(own.series.target_ratio or 0 for own in swept)
+    shown = [own for own in swept if own.series.target_ratio == lowest]
+    senders = sorted({own.sender for own in shown})
+    receivers = sorted({own.series.receiver for own in shown})
+    figure, panels = _panels(len(senders))
+    for axes, sender in zip(panels, senders, strict=True):
+        for receiver, marker, style in zip(receivers, RATIO_MARKERS, itertools.cycle(LINE_STYLES)):
+            points = sorted(
+                (own.layer, own.series.quality["relative_f1"].number)
+                for own in shown
+                if (own.sender, own.series.receiver) == (sender, receiver)
+            )
+            axes.plot(*zip(*points, strict=True), marker=marker, linestyle=style, label=receiver)
+        axes.set(xlabel="layer", ylabel="F1, relative to text", ylim=F1_LIMITS, title=sender)
+    return _legend_below(figure)
 
 
 def draw_training(runs: dict[str, list[Row]]) -> Figure:

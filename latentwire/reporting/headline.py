@@ -10,6 +10,7 @@ from latentwire.files import read_json, write_json
 from latentwire.layout import Layout
 from latentwire.reporting.scores import (
     ALL_TASKS,
+    FROM,
     Score,
     distinct,
     in_order,
@@ -26,6 +27,8 @@ SHORTENED_FOR_QUESTION = ("extractive_question", "llmlingua_question")
 Rows = list[dict[str, Any]]
 # F1 that shuffled messages may reach above no message at all.
 TOLERANCE = 0.05
+# Share of the text score that a sender must be able to pass on in words.
+FAIR_RELAY = 0.9
 
 
 def write_headline(experiment: Experiment, layout: Layout) -> None:
@@ -91,6 +94,7 @@ def verdicts(rows: Rows, kept: Rows) -> Iterator[str]:
             )
             yield from _fall_backs(own)
             yield from _sizes(latents, own)
+        yield from _relays(own)
 
 
 def probe_verdicts(scores: list[Score]) -> Iterator[str]:
@@ -230,11 +234,25 @@ def _fall_backs(rows: Rows) -> Iterator[str]:
             )
 
 
+def _relays(rows: Rows) -> Iterator[str]:
+    """Whether what senders write is a fair opponent: without a limit it must carry the text."""
+    for row in rows:
+        method, _, sender = row["method"].partition(FROM)
+        if method == "text_relay" and row["target_ratio"] is None:
+            share = row["relative_f1"]["value"]
+            fair = share is not None and share >= FAIR_RELAY
+            yield (
+                f"On {row['receiver']}, text relay from {sender} keeps "
+                f"{_format(share, '{:.0%}', 'no measurable share')} of the text score where its "
+                f"length has no limit: it is {'a' if fair else 'not a'} fair opponent."
+            )
+
+
 def in_blocks(rows: Rows) -> dict[str, Rows]:
     """The rows apart by whether what was sent was made in knowledge of the question."""
     blocks: dict[str, Rows] = {}
     for row in rows:
-        is_aware = row["method"] in QUESTION_AWARE_METHODS
+        is_aware = row["method"].partition(FROM)[0] in QUESTION_AWARE_METHODS
         blocks.setdefault("with the question known" if is_aware else "", []).append(row)
     return blocks
 

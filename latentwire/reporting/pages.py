@@ -14,11 +14,13 @@ from latentwire.layout import Layout
 from latentwire.reporting.breakdown import Part, break_down
 from latentwire.reporting.examples import examples_page
 from latentwire.reporting.figures import (
+    Swept,
     draw_breakdown,
     draw_bytes,
     draw_cost,
     draw_forest,
     draw_kept,
+    draw_layers,
     draw_methods,
     draw_probe,
     draw_ratio,
@@ -28,7 +30,7 @@ from latentwire.reporting.figures import (
 )
 from latentwire.reporting.headline import SHORTENED, SHORTENED_FOR_QUESTION
 from latentwire.reporting.html import Cell, Spread, Table, as_csv, html_page
-from latentwire.reporting.scores import ALL_TASKS, Mean, Score, label, read_scores, select
+from latentwire.reporting.scores import ALL_TASKS, FROM, Mean, Score, label, read_scores, select
 from latentwire.reporting.series import Series, read_series
 from latentwire.reporting.training_log import Row, minutes, read_training_log
 
@@ -71,7 +73,7 @@ def _pages(
     scores = read_scores(layout.metrics)
     statistics, results = read_json(layout.statistics), read_json(layout.headline)
     series = read_series(experiment, layout)
-    compared = [own for own in series if not own.method.startswith("control_")]
+    compared = [own for own in series if not (_is_control(own) or FROM in own.method)]
     basis = _basis(experiment, series)
     yield "headline", headline_page(results, series, basis)
     yield "quality", quality_page(series, basis)
@@ -88,8 +90,9 @@ def _pages(
     if experiment.probe is not None:
         files = [layout.probe(own.name).with_suffix(".json") for own in experiment.receivers]
         yield "probe", probe_page([read_json(path) for path in files], scores)
-    if relayed := [own for own in scores if own.sender and own.method.startswith("telepathy")]:
-        yield "telepathy", relay_page(relayed)
+    if experiment.senders:
+        yield "telepathy", relay_page(series, basis)
+        yield "layers", layers_page(experiment, series, basis)
 
 
 def _basis(experiment: Experiment, series: Sequence[Series]) -> str:
@@ -372,24 +375,45 @@ def probe_page(probes: Sequence[dict[str, Any]], scores: Sequence[Score]) -> Pag
     )
 
 
-def relay_page(scores: Sequence[Score]) -> Page:
-    """F1 for every sender and receiver."""
-    shown = select(scores, metric="f1", task=ALL_TASKS)
-    columns = ["method", "sender", "receiver", "seed", "F1", "questions", "passages"]
-    rows: list[list[Cell]] = [
-        [
-            label(s.method),
-            s.sender,
-            s.receiver,
-            s.seed,
-            Spread(s.value, _range(s.ci_low, s.ci_high)),
-            s.n,
-            s.n_clusters,
-        ]
-        for s in shown
+def relay_page(series: Sequence[Series], basis: str) -> Page:
+    """What each receiver makes of what comes from each sender, and how long it takes."""
+    shown = [own for own in series if FROM in own.method]
+    cost: list[list[Cell]] = [
+        [*_key(own), _spread(own.f1), _median(1000 * own.end_to_end_seconds)]
+        for own in shown
+        if not _is_control(own)
     ]
-    table = Table("The numbers", columns, rows)
-    return Page("F1 by sender and receiver", [], [table], lambda: draw_relay(shown))
+    columns = [*_KEYS, "F1", "end to end, ms"]
+    tables = [
+        _quality_table("The numbers", shown),
+        Table("Time of a question, from the text to its answer", columns, cost),
+    ]
+    words = (
+        "The receiver never sees the passage: it reads latents that were made of the sender's "
+        "states or, by text relay, what the sender writes about the passage. A sender has not seen "
+        "the question unless it says so."
+    )
+    return Page("F1 by sender and receiver", [words, basis], tables, lambda: draw_relay(shown))
+
+
+def layers_page(experiment: Experiment, series: Sequence[Series], basis: str) -> Page:
+    """What is left of the text score where states of one layer are read."""
+    swept = [
+        Swept(sender, layers[0], own)
+        for own in series
+        for sender in [own.method.partition(FROM)[2]]
+        if sender and own.runs[0].wire in experiment.wires and not _is_control(own)
+        for senders in [experiment.of_wire(own.runs[0].wire).wire.senders]
+        if senders and senders.names == [sender]
+        for layers in [senders.layers]
+        if len(layers) == 1
+    ]
+    rows: list[list[Cell]] = [
+        [own.sender, own.layer, *_key(own.series), _spread(own.series.quality["relative_f1"])]
+        for own in swept
+    ]
+    table = Table("The numbers", ["sender", "layer", *_KEYS, "relative F1"], rows)
+    return Page("F1 by the sender's layer", [basis], [table], lambda: draw_layers(swept))
 
 
 def _training_logs(experiment: Experiment, layout: Layout) -> dict[str, list[Row]]:

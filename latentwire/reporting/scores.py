@@ -2,14 +2,16 @@
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from latentwire.config import CONTROLS, PROBE_METHODS
 from latentwire.errors import UserError
 
 ALL_TASKS = "all"
+FROM = " from "
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,35 @@ METHODS = {
     "latent_prompt": Look("latents that hold the question", "#88CCEE", "H"),
     "extractive_question": Look("sentences for the question", "#6699CC", ">"),
     "llmlingua_question": Look("LongLLMLingua with the question", "#882255", "d"),
+    "telepathy": Look("telepathy", "#0072B2", "p"),
+    "telepathy_hub": Look("telepathy hub", "#0072B2", "h"),
+    "telepathy_informed": Look("telepathy with the question", "#88CCEE", "p"),
+    "text_relay": Look("text relay", "#E69F00", "h"),
+    "sender_alone": Look("the sender alone", "#CC6677", "p"),
 }
 
 
 def look(method: str) -> Look:
-    return METHODS.get(method, Look(method.replace("_", " "), "#555555", "."))
+    base, of, origin = method.partition(FROM)
+    known = METHODS.get(base, Look(base.replace("_", " "), "#555555", "."))
+    return replace(known, label=f"{known.label}{of}{origin}")
 
 
 def label(method: str) -> str:
     return look(method).label
 
 
-def told_apart(method: str, wire: str) -> str:
-    """The method; ablations, which are many wires of one method, by their wire."""
-    return f"ablation {wire}" if method == "ablation" else method
+def told_apart(method: str, wire: str, sender: str) -> str:
+    """The method, told from others of its name.
+
+    Ablations, which are many wires of one method, are told by their wire, what comes from a sender
+    by the sender, and controls of such a wire by both.
+    """
+    if method == "ablation":
+        return f"ablation {wire}" + (f"{FROM}{sender}" if sender else "")
+    if not sender or method in PROBE_METHODS:
+        return method
+    return f"{method}{FROM}{sender}" + (f" by {wire}" if method in CONTROLS else "")
 
 
 @dataclass(frozen=True)
@@ -133,10 +150,12 @@ def distinct(scores: Iterable[Score], attribute: str) -> list[Any]:
 def in_order(methods: Iterable[str]) -> list[str]:
     """The methods, each once, in the order in which they are shown."""
     known = list(METHODS)
-    return sorted(
-        dict.fromkeys(methods),
-        key=lambda method: known.index(method) if method in known else len(known),
-    )
+
+    def place(method: str) -> int:
+        base = method.partition(FROM)[0]
+        return known.index(base) if base in known else len(known)
+
+    return sorted(dict.fromkeys(methods), key=place)
 
 
 def mean_over_seeds(scores: Sequence[Score]) -> Mean:
@@ -156,7 +175,7 @@ def mean_over_seeds(scores: Sequence[Score]) -> Mean:
 def _score(row: dict[str, str]) -> Score:
     return Score(
         task=row["task"],
-        method=told_apart(row["method"], row["wire"]),
+        method=told_apart(row["method"], row["wire"], row["sender"]),
         receiver=row["receiver"],
         sender=row["sender"],
         wire=row["wire"],

@@ -122,7 +122,7 @@ def means(
 def _of_receiver(experiment: Experiment, answers: list[Answers]) -> Iterator[Series]:
     groups: dict[tuple[str, float | None, bool], list[Answers]] = {}
     for own in answers:
-        method = told_apart(own.method, own.wire)
+        method = told_apart(own.method, own.wire, own.sender)
         groups.setdefault((method, own.target_ratio, own.question_aware), []).append(own)
     runs = [tuple(own) for own in groups.values()]
     # The text's come first.

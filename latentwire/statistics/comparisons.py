@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import statsmodels
 
-from latentwire.config import Experiment, Method
+from latentwire.config import CONTROLS, Experiment, Method
 from latentwire.files import write_json
 from latentwire.layout import Layout
 from latentwire.statistics.bootstrap import bootstrap_ci
@@ -369,7 +369,10 @@ def ratios_of_pair(answers: list[Answers], method: Method, reference: Method) ->
 
 def scores_of(answers: list[Answers], method: Method, target_ratio: float | None) -> SeedScores:
     """A method without target ratios has one score for all of them."""
-    of_method = [own for own in answers if own.method == method]
+    # Controls of wires that read senders are theirs, not the shared wire's.
+    of_method = [
+        own for own in answers if own.method == method and not (own.sender and method in CONTROLS)
+    ]
     runs = [own for own in of_method if own.target_ratio == target_ratio]
     runs = runs or [own for own in of_method if own.target_ratio is None]
     runs.sort(key=lambda own: own.seed)

@@ -1,6 +1,7 @@
 """The prediction files that a configuration implies, checked and brought into one order."""
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,13 @@ class Guesses:
     """The labels that a sender's probe, and what it is compared with, give to test examples.
 
     Attributes:
-        passages, tasks: `[examples]`.
+        example_ids, passages, tasks: `[examples]`.
         correct: by predictor `[examples]`, 1 where its label is right.
         label_bytes: size of a label as a message.
     """
 
     sender: str
+    example_ids: NDArray[np.str_]
     passages: NDArray[np.str_]
     tasks: NDArray[np.str_]
     correct: dict[str, Floats]
@@ -83,6 +85,7 @@ def read_guesses(layout: Layout, sender: str) -> Guesses:
         labels = _strings(rows, "label")
         return Guesses(
             sender,
+            _strings(rows, "example_id"),
             _strings(rows, "passage_id"),
             _strings(rows, "task"),
             {name: (_strings(rows, name) == labels).astype(float) for name in PREDICTORS},
@@ -106,26 +109,30 @@ def read_answers(experiment: Experiment, layout: Layout, receiver: str) -> list[
     for run in prediction_runs(experiment, receiver):
         path = layout.predictions(run.method, receiver, run.wire, run.seed)
         table = read_predictions(path)
-        _check_target_ratios(run, table, path)
-        for target_ratio in run.target_ratios:
-            rows = _rows(table, target_ratio)
+        _check_parts(run, table, path)
+        for sender, target_ratio in product(run.senders, run.target_ratios):
+            rows = _rows(table, sender, target_ratio)
             answers.append(_answers(rows, run.method, receiver, run.seed, target_ratio, path))
             _check_same_examples(answers[0], answers[-1], path)
     return answers
 
 
-def _check_target_ratios(run: PredictionRun, table: pa.Table, path: Path) -> None:
-    found = table["target_ratio"].unique().to_pylist()
-    if set(found) != set(run.target_ratios):
-        raise UserError(
-            f"{path} holds the target ratios {found}, but the configuration (wire.target_ratios) "
-            f"asks for {run.target_ratios}; run the stage `evaluate` again"
-        )
+def _check_parts(run: PredictionRun, table: pa.Table, path: Path) -> None:
+    for column, key, wanted in (
+        ("target ratio", "wire.target_ratios", run.target_ratios),
+        ("sender", "wire.senders.names", run.senders),
+    ):
+        found = table[column.replace(" ", "_")].unique().to_pylist()
+        if set(found) != set(wanted):
+            raise UserError(
+                f"{path} holds the {column}s {found}, but the configuration ({key}) asks for "
+                f"{[*wanted]}; run the stage `evaluate` again"
+            )
 
 
-def _rows(table: pa.Table, target_ratio: float | None) -> pa.Table:
-    column = table["target_ratio"]
-    wanted = [value == target_ratio for value in column.to_pylist()]
+def _rows(table: pa.Table, sender: str, target_ratio: float | None) -> pa.Table:
+    columns = (table[name].to_pylist() for name in ("sender", "target_ratio"))
+    wanted = [own == (sender, target_ratio) for own in zip(*columns, strict=True)]
     return table.filter(pa.array(wanted)).sort_by("example_id")
 
 

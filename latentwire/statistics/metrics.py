@@ -69,14 +69,16 @@ def write_metrics(experiment: Experiment, layout: Layout) -> None:
     Raises:
         UserError: if a prediction file is missing or does not hold what the configuration implies.
     """
+    names = [receiver.name for receiver in experiment.receivers]
+    guesses = [read_guesses(layout, name) for name in names if experiment.probe]
+    classified = {own for guess in guesses for own in guess.example_ids.tolist()}
     rows = [
         row
-        for receiver in experiment.receivers
-        for row in _receiver_rows(experiment, read_answers(experiment, layout, receiver.name))
+        for name in names
+        for row in _receiver_rows(experiment, read_answers(experiment, layout, name), classified)
     ]
-    if experiment.probe is not None:
-        for receiver in experiment.receivers:
-            rows += _probe_rows(experiment, read_guesses(layout, receiver.name))
+    for guess in guesses:
+        rows += _probe_rows(experiment, guess)
     with (
         whole_file(layout.metrics) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
@@ -86,14 +88,18 @@ def write_metrics(experiment: Experiment, layout: Layout) -> None:
         writer.writerows(rows)
 
 
-def _receiver_rows(experiment: Experiment, answers: list[Answers]) -> Iterator[dict[str, object]]:
+def _receiver_rows(
+    experiment: Experiment, answers: list[Answers], classified: set[str]
+) -> Iterator[dict[str, object]]:
+    """Rows of one receiver; those of accuracy are of the examples that the probe classifies."""
+    is_classified = np.isin(answers[0].example_ids, list(classified)).astype(float)
     text_f1 = next(own.columns["f1"] for own in answers if own.method == Method.text)
     text_followed = _text_followed(answers)
     for task, members in _tasks(answers[0].tasks):
         measured = [
             (own, quantity)
             for own in answers
-            for quantity in _quantities(own, text_f1, text_followed, members)
+            for quantity in _quantities(own, text_f1, text_followed, is_classified, members)
         ]
         passages = answers[0].passages[members]
         estimates = _estimates(experiment, [quantity for _, quantity in measured], passages)
@@ -172,12 +178,19 @@ def _text_followed(answers: list[Answers]) -> Floats | None:
 
 
 def _quantities(
-    answers: Answers, text_f1: Floats, text_followed: Floats | None, members: np.ndarray
+    answers: Answers,
+    text_f1: Floats,
+    text_followed: Floats | None,
+    is_classified: Floats,
+    members: np.ndarray,
 ) -> list[Quantity]:
     columns = {name: values[members] for name, values in answers.columns.items()}
     ones = np.ones(int(members.sum()))
     quantities = [Quantity(metric, columns[name], ones) for metric, name in MEANS.items()]
     quantities.append(Quantity("relative_f1", columns["f1"], text_f1[members]))
+    if is_classified[members].any():
+        weight = is_classified[members]
+        quantities.append(Quantity("accuracy", columns["em"] * weight, weight))
     if answers.method == Method.control_swap and text_followed is not None:
         followed = columns["swap_followed"]
         # A message can be followed no further than the text; the text wherever an answer changed.

@@ -21,7 +21,9 @@ class TokenisedPassage:
 
     Attributes:
         passage_id: the passage that the source is of.
-        encoder_ids: the encoder's tokens of the source.
+        index: its place among the sources of its split.
+        sender: the model whose states of the source the encoder reads; none reads text.
+        encoder_ids: the tokens of the source of which the encoder reads embeddings or states.
         source_ids: the receiver's tokens of the source.
         encoder_index: the encoder token that holds the middle of each of them.
         text_ids: the receiver's tokens of the passage, for the teacher.
@@ -30,6 +32,8 @@ class TokenisedPassage:
     """
 
     passage_id: str
+    index: int
+    sender: str | None
     encoder_ids: list[int]
     source_ids: dict[str, list[int]]
     encoder_index: dict[str, list[int]]
@@ -95,16 +99,17 @@ def tokenise_passages(
     text_readers: Sequence[Receiver],
     latent_readers: Sequence[Receiver],
     no_answer_text: str,
+    sender: str | None = None,
 ) -> list[TokenisedPassage]:
-    """Tokenises the sources and questions of a split."""
+    """Tokenises the sources and questions of a split, for a sender if the wire has one."""
     mode = wire.config.source_mode
     groups = group_sources(examples, mode)
     sources = [source_text(group[0], mode) for group in groups]
-    encoder_ids = wire.source_ids(sources)
+    encoder_ids = wire.source_ids(sources, sender)
     source_ids = {r.name: r.prompt.source_ids(sources) for r in latent_readers}
-    spans = _spans(wire.tokenizer, sources)
+    spans = token_spans(wire.source_tokenizer(sender), sources)
     encoder_index = {
-        r.name: list(map(_encoder_index, spans, _spans(r.tokenizer, sources)))
+        r.name: list(map(middle_index, spans, token_spans(r.tokenizer, sources)))
         for r in latent_readers
     }
     questions = _questions(groups, latent_readers, no_answer_text)
@@ -118,6 +123,8 @@ def tokenise_passages(
     return [
         TokenisedPassage(
             groups[index][0].passage_id,
+            index,
+            sender,
             encoder_ids[index],
             {name: ids[index] for name, ids in source_ids.items()},
             {name: owners[index] for name, owners in encoder_index.items()},
@@ -147,7 +154,7 @@ def _questions(
     }
 
 
-def _spans(
+def token_spans(
     tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]
 ) -> list[list[tuple[int, int]]]:
     """Where each token of each source begins and ends, in characters."""
@@ -159,9 +166,8 @@ def _spans(
     )["offset_mapping"]
 
 
-def _encoder_index(
-    encoder_spans: Sequence[tuple[int, int]], receiver_spans: Sequence[tuple[int, int]]
-) -> list[int]:
-    ends = [end for _, end in encoder_spans]
-    middles = ((start + end) / 2 for start, end in receiver_spans)
+def middle_index(spans: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> list[int]:
+    """For each token of another tokenizer the one that holds its middle."""
+    ends = [end for _, end in spans]
+    middles = ((start + end) / 2 for start, end in others)
     return [min(bisect_right(ends, middle), len(ends) - 1) for middle in middles]

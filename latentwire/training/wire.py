@@ -3,16 +3,18 @@
 import logging
 import random
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 from statistics import fmean
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from latentwire.config import NOT_SCIENCE, Experiment
-from latentwire.data.tables import read_examples
+from latentwire.data.tables import read_examples, source_text
 from latentwire.evaluation.scoring import f1
 from latentwire.files import copy_file, discard_partial, file_digest
 from latentwire.fingerprint import code_fingerprint
@@ -27,7 +29,9 @@ from latentwire.receivers.loading import (
 )
 from latentwire.receivers.packing import PackedQuestions, pad_rows
 from latentwire.receivers.receiver import Receiver, Source
+from latentwire.receivers.states import check_layers
 from latentwire.training.batches import BatchOrder
+from latentwire.training.features import FeatureCache
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import alignment_loss, answer_loss, guard_loss
 from latentwire.training.passages import (
@@ -35,7 +39,10 @@ from latentwire.training.passages import (
     TokenisedPassage,
     choose,
     continuation,
+    group_sources,
+    middle_index,
     repetition,
+    token_spans,
     tokenise_passages,
 )
 from latentwire.training.state import Identity, StateDirectory
@@ -49,6 +56,7 @@ from latentwire.wire.wire import Wire
 _WIDTH_MARGIN = 1.005
 _DEV_PASSAGES_AT_ONCE = 32
 _DEV_PASSAGES_ANSWERED = 16
+_SOURCES_TO_FIT = 128
 REPEAT = "Repeat the text."
 
 logger = logging.getLogger(__name__)
@@ -106,19 +114,15 @@ def make_wire(
     Raises:
         UserError: if the backbone or the other wire cannot be loaded.
     """
-    facts = {
-        receiver.name: ReceiverFacts(
-            receiver.embedding_dim,
-            receiver.embedding_rms,
-            receiver.model.config.num_hidden_layers,
-            receiver.prompt.anchor_ids,
-            **receiver_origin(experiment, layout, receiver.name),
-        )
-        for receiver in receivers
-    }
+    facts = {receiver.name: _facts(experiment, layout, receiver) for receiver in receivers}
+    senders = [
+        latent_reader(experiment, load_receiver(experiment, layout, name))
+        for name in experiment.wire.sender_names
+    ]
     if experiment.wire.encoder_of is not None:
         wire = Wire.from_pretrained(layout.wire(experiment.wire.encoder_of, seed))
         wire.add_receivers(facts)
+        wire.open_senders(senders)
         return wire.to(experiment.device)
     location = named_model_location(experiment, layout, experiment.wire.encoder.backbone)
     tokenizer = open_tokenizer(**location)
@@ -146,12 +150,43 @@ def make_wire(
         facts,
         experiment.prompt,
         experiment.length.max_source_tokens,
+        {sender.name: _facts(experiment, layout, sender) for sender in senders},
     )
+    wire.open_senders(senders)
+    if experiment.wire.senders is not None:
+        check_layers("wire.senders.layers", experiment.wire.senders.layers, senders)
+        _fit_senders(experiment, layout, wire, tokenizer)
     if experiment.wire.start_from is not None:
         wire.take_weights(Wire.from_pretrained(layout.wire(experiment.wire.start_from, seed)))
     if encoder.lora_rank is not None:
         wire.encoder.add_lora(encoder.lora_rank)
     return wire.to(experiment.device)
+
+
+def _fit_senders(
+    experiment: Experiment, layout: Layout, wire: Wire, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Starts what reads the senders' states from the first training sources."""
+    mode = experiment.wire.source_mode
+    groups = group_sources(read_examples(layout.split("train")), mode)[:_SOURCES_TO_FIT]
+    sources = [source_text(group[0], mode) for group in groups]
+    ids = tokenizer(sources, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    spans = token_spans(tokenizer, sources)
+    for name in experiment.wire.sender_names:
+        places = map(middle_index, spans, token_spans(wire.source_tokenizer(name), sources))
+        in_place = [own[index] for own, places in zip(ids, places, strict=True) for index in places]
+        wire.fit_sender(wire.source_ids(sources, name), name, in_place)
+
+
+def _facts(experiment: Experiment, layout: Layout, receiver: Receiver) -> ReceiverFacts:
+    """What a wire must know of a receiver or sender."""
+    return ReceiverFacts(
+        receiver.embedding_dim,
+        receiver.embedding_rms,
+        receiver.model.config.num_hidden_layers,
+        receiver.prompt.anchor_ids,
+        **receiver_origin(experiment, layout, receiver.name),
+    )
 
 
 class WireTask:
@@ -160,6 +195,7 @@ class WireTask:
     At first soft tokens learn the receivers' embeddings, one for each token of the source, so that
     receivers read from the start. From then on each step draws a target ratio for every passage of
     the batch, towards which the ratio grows, and all receivers, or one, read the same messages.
+    Of several senders each step draws one.
     """
 
     def __init__(
@@ -174,19 +210,22 @@ class WireTask:
         self._experiment, self._settings = experiment, experiment.training
         self._layout, self._receivers, self._seed = layout, receivers, seed
         self._latent_readers = {r.name: latent_reader(experiment, r) for r in receivers}
+        self._senders: list[str | None] = [*experiment.wire.sender_names] or [None]
         self._passages = self._tokenise("train")
         if experiment.wire.encoder_of is None:
             ratios = {*experiment.wire.target_ratios, self._text_ratio}
-            splits = (self._passages, self._dev_passages)
+            splits = (*self._passages.values(), *self._dev_passages.values())
             wire.widths = pooling_widths(splits, sorted(ratios))
-        lengths = [passage.num_tokens for passage in self._passages]
+        self._features = self._open_features()
+        lengths = [passage.num_tokens for passage in self._passages[self._senders[0]]]
         self.order = BatchOrder(lengths, self._settings.passages_per_step, seed)
         self.num_steps = self._settings.steps or self.order.num_steps(self._settings.epochs or 0)
         self._least_sharpness = {r.name: self._soften(r) for r in receivers}
 
     def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
         epoch, indices = self.order.batch(step)
-        passages = [self._passages[index] for index in indices]
+        sender = random.Random(f"{self._seed}/{step}/sender").choice(self._senders)
+        passages = [self._passages[sender][index] for index in indices]
         settings = self._settings
         if step < settings.alignment_steps:
             losses = self._alignment(passages)
@@ -210,25 +249,30 @@ class WireTask:
 
     @torch.no_grad()
     def dev(self) -> dict[str, float]:
-        """Cross-entropy and relative F1 on dev for every receiver and target ratio.
+        """Cross-entropy and relative F1 on dev for every sender, receiver and target ratio.
 
         F1 is of greedy answers about the first passages, relative to the same receiver's with the
         text.
         """
         measured = {}
-        for receiver in self._receivers:
+        for sender, receiver in product(self._senders, self._receivers):
             text_f1 = self._dev_text_f1[receiver.name]
+            pair = receiver.name if sender is None else f"{sender} to {receiver.name}"
+            passages = self._dev_passages[sender]
             for ratio in self._experiment.wire.target_ratios:
-                name = f"dev/{receiver.name}/{ratio:g}x"
-                measured[f"{name}/cross_entropy"] = self._dev_loss(receiver, ratio)
+                name = f"dev/{pair}/{ratio:g}x"
+                measured[f"{name}/cross_entropy"] = self._dev_loss(receiver, passages, ratio)
                 if text_f1:
-                    measured[f"{name}/relative_f1"] = self._dev_f1(receiver, ratio) / text_f1
+                    f1 = self._dev_f1(receiver, passages, ratio)
+                    measured[f"{name}/relative_f1"] = f1 / text_f1
         return measured
 
-    def _dev_loss(self, receiver: Receiver, ratio: float) -> float:
+    def _dev_loss(
+        self, receiver: Receiver, all_passages: Sequence[TokenisedPassage], ratio: float
+    ) -> float:
         total = num_tokens = 0.0
-        for start in range(0, len(self._dev_passages), _DEV_PASSAGES_AT_ONCE):
-            passages = self._dev_passages[start : start + _DEV_PASSAGES_AT_ONCE]
+        for start in range(0, len(all_passages), _DEV_PASSAGES_AT_ONCE):
+            passages = all_passages[start : start + _DEV_PASSAGES_AT_ONCE]
             latents = self._encode(passages, [ratio] * len(passages))
             losses = self._read_latents(receiver, latents, passages, "dev", kl=False)
             count = sum(len(a) for p in passages for _, a in p.questions[receiver.name])
@@ -236,8 +280,10 @@ class WireTask:
             num_tokens += count
         return total / num_tokens
 
-    def _dev_f1(self, receiver: Receiver, ratio: float) -> float:
-        passages = self._dev_passages[:_DEV_PASSAGES_ANSWERED]
+    def _dev_f1(
+        self, receiver: Receiver, passages: Sequence[TokenisedPassage], ratio: float
+    ) -> float:
+        passages = passages[:_DEV_PASSAGES_ANSWERED]
         latents = self._encode(passages, [ratio] * len(passages))
         source = self.module.soft_tokens(receiver.name, latents)
         reader = self._latent_readers[receiver.name]
@@ -247,7 +293,7 @@ class WireTask:
     @torch.no_grad()
     def _dev_text_f1(self) -> dict[str, float]:
         """F1 of each receiver that reads the text, on the questions of `_dev_f1`."""
-        passages = self._dev_passages[:_DEV_PASSAGES_ANSWERED]
+        passages = self._dev_passages[self._senders[0]][:_DEV_PASSAGES_ANSWERED]
         return {
             receiver.name: self._answers_f1(
                 receiver,
@@ -269,7 +315,7 @@ class WireTask:
 
     def _alignment(self, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:
         ratios = self._experiment.wire.target_ratios[:1] * len(passages)
-        latents = self._encode(passages, ratios, growth=0.0)
+        latents = self._encode(passages, ratios, 0.0, self._features_of(passages))
         losses = {}
         for name, reader in self._latent_readers.items():
             text = reader.text_source([p.source_ids[name] for p in passages])
@@ -327,7 +373,7 @@ class WireTask:
         """Losses of receivers that read the latents of a step, averaged over several."""
         drawn = random.Random(f"{self._seed}/{step}/receiver").choice(self._receivers)
         readers = self._receivers if self._settings.receivers_per_step == "all" else [drawn]
-        latents = self._encode(passages, ratios, self.growth(step))
+        latents = self._encode(passages, ratios, self.growth(step), self._features_of(passages))
         each = [
             self._read_latents(
                 receiver,
@@ -349,11 +395,44 @@ class WireTask:
         )
 
     def _encode(
-        self, passages: Sequence[TokenisedPassage], ratios: Sequence[float], growth: float = 1.0
+        self,
+        passages: Sequence[TokenisedPassage],
+        ratios: Sequence[float],
+        growth: float = 1.0,
+        features: Tensor | None = None,
     ) -> LatentBatch:
         with self._autocast():
-            sources = self.module.read([p.encoder_ids for p in passages])
+            sender = passages[0].sender
+            sources = self.module.read([p.encoder_ids for p in passages], sender, features)
             return self.module.latents(sources, ratios, growth)
+
+    def _open_features(self) -> dict[str, FeatureCache]:
+        """Where the senders' states of training passages are kept."""
+        senders, wire = self._experiment.wire.senders, self.module
+        if senders is None:
+            return {}
+        return {
+            name: FeatureCache(
+                self._layout.features,
+                round(senders.cache_gigabytes * 1e9),
+                [passage.encoder_ids for passage in self._passages[name]],
+                partial(wire.features, sender=name),
+                wire.feature_key(name),
+            )
+            for name in senders.names
+        }
+
+    def _features_of(self, passages: Sequence[TokenisedPassage]) -> Tensor | None:
+        """Features of training passages, if the wire reads a sender's states."""
+        sender = passages[0].sender
+        if sender is None:
+            return None
+        features = self._features[sender].read([passage.index for passage in passages])
+        # A passage that is to be continued is a part of what was read.
+        parts = [
+            own[: len(passage.encoder_ids)] for own, passage in zip(features, passages, strict=True)
+        ]
+        return pad_sequence(parts, batch_first=True).to(self._experiment.device)
 
     def _read_latents(
         self,
@@ -413,7 +492,7 @@ class WireTask:
         """The sharpness of attention at which a receiver of the full text is only so much worse."""
         if not self._settings.softening:
             return 1.0
-        passages = self._dev_passages[:_DEV_PASSAGES_AT_ONCE]
+        passages = self._dev_passages[self._senders[0]][:_DEV_PASSAGES_AT_ONCE]
 
         def loss(sharpness: float) -> float:
             with receiver.softened(sharpness):
@@ -424,19 +503,23 @@ class WireTask:
         logger.info("softening the attention of %s to %.3f at first", receiver.name, sharpness)
         return sharpness
 
-    def _tokenise(self, split: Split) -> list[TokenisedPassage]:
+    def _tokenise(self, split: Split) -> dict[str | None, list[TokenisedPassage]]:
+        """The passages of a split, as each sender reads them; of none where there is no sender."""
         examples = read_examples(self._layout.split(split))
-        no_answer_text = self._experiment.prompt.no_answer_text
-        return tokenise_passages(
-            examples,
-            self.module,
-            self._receivers,
-            list(self._latent_readers.values()),
-            no_answer_text,
-        )
+        return {
+            sender: tokenise_passages(
+                examples,
+                self.module,
+                self._receivers,
+                list(self._latent_readers.values()),
+                self._experiment.prompt.no_answer_text,
+                sender,
+            )
+            for sender in self._senders
+        }
 
     @cached_property
-    def _dev_passages(self) -> list[TokenisedPassage]:
+    def _dev_passages(self) -> dict[str | None, list[TokenisedPassage]]:
         return self._tokenise("dev")
 
 

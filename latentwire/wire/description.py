@@ -3,11 +3,12 @@ the weights.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from latentwire.config import PromptFormat, Section
 from latentwire.config import Wire as WireConfig
@@ -52,6 +53,7 @@ class Description(Section):
         backbone: configuration of the encoder's transformer.
         widths: encoder tokens per latent for each target ratio.
         receivers: facts of each receiver by name, in the order of the adapters.
+        senders: facts of each model whose states the encoder reads, by name; none reads text.
         prompt: how receivers were asked.
         max_source_tokens: the encoder's window, in its tokens; none is its backbone's.
         wire_id: the id of its messages, in hexadecimal digits.
@@ -61,6 +63,7 @@ class Description(Section):
     backbone: dict[str, Any]
     widths: dict[float, float]
     receivers: dict[str, ReceiverFacts]
+    senders: dict[str, ReceiverFacts] = Field({})
     prompt: PromptFormat
     max_source_tokens: int | None
     wire_id: str
@@ -77,13 +80,10 @@ class Description(Section):
 
     def write(self, directory: Path) -> None:
         """Writes it; the folders of receivers become relative to this one."""
-        content = self.model_dump(mode="json")
+        content = self._located(
+            lambda location: os.path.relpath(location, directory.resolve())
+        ).model_dump(mode="json")
         content["widths"] = {f"{ratio:g}": width for ratio, width in self.widths.items()}
-        for name, facts in self.receivers.items():
-            if _is_folder(facts):
-                content["receivers"][name]["location"] = os.path.relpath(
-                    str(facts.location), directory.resolve()
-                )
         write_json(directory / CONFIG, content)
 
     @classmethod
@@ -102,23 +102,27 @@ class Description(Section):
                 f"{directory / CONFIG} describes no wire that this version reads: "
                 f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             ) from None
-        receivers = {
-            name: replace(
-                facts, location=str((directory.resolve() / str(facts.location)).resolve())
-            )
-            if _is_folder(facts)
-            else facts
-            for name, facts in description.receivers.items()
-        }
-        return description.model_copy(update={"receivers": receivers})
+        return description._located(
+            lambda location: str((directory.resolve() / location).resolve())
+        )
 
     def without_folders(self) -> "Description":
         """The same for readers elsewhere, who do not have the folders of this machine."""
-        receivers = {
-            name: replace(facts, location=None) if _is_folder(facts) else facts
-            for name, facts in self.receivers.items()
-        }
-        return self.model_copy(update={"receivers": receivers})
+        return self._located(lambda _: None)
+
+    def _located(self, place: Callable[[str], str | None]) -> "Description":
+        """The same with the folders of models somewhere else."""
+        return self.model_copy(
+            update={
+                part: {
+                    name: replace(facts, location=place(str(facts.location)))
+                    if _is_folder(facts)
+                    else facts
+                    for name, facts in getattr(self, part).items()
+                }
+                for part in ("receivers", "senders")
+            }
+        )
 
 
 def wire_folder(location: Path | str, revision: str | None = None) -> Path:

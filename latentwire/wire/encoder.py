@@ -1,7 +1,7 @@
 """The encoder: source text to latents.
 
-Shapes: B sources, S tokens, M latents of the longest message, H width of a token's states (of one
-layer, or of all side by side), L latent_dim.
+Shapes: B sources, S tokens, M latents of the longest message, D embedding width, H width of a
+token's states (of one layer, or of all side by side), L latent_dim.
 """
 
 import math
@@ -76,16 +76,19 @@ class Encoder(nn.Module):
         if hasattr(self.backbone, "merge_and_unload"):
             self.backbone = cast(Any, self.backbone).merge_and_unload()
 
-    def read(self, ids: Tensor, mask: Tensor, ends: Tensor) -> EncodedSources:
-        """Reads right-padded source tokens `[B, S]` once; padding changes nothing."""
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings `[B, S, D]` of source tokens `[B, S]`."""
+        return self.backbone.get_input_embeddings()(ids)
+
+    def read(self, embeddings: Tensor, mask: Tensor, ends: Tensor) -> EncodedSources:
+        """Reads right-padded embeddings `[B, S, D]` of sources once; padding changes nothing."""
         source_mask = mask
         if not self.config.reads_source:
-            ids, mask = ids[:, :0], mask[:, :0]
-        embeddings = self.backbone.get_input_embeddings()(ids)
+            embeddings, mask = embeddings[:, :0], mask[:, :0]
         if self.config.num_latents is not None:
             embeddings, mask = self._append_queries(embeddings, mask)
         length = embeddings.shape[1]
-        itself = torch.eye(length, dtype=torch.bool, device=ids.device)
+        itself = torch.eye(length, dtype=torch.bool, device=mask.device)
         visible = mask[:, None, :] | itself
         if not self.config.bidirectional:
             visible = visible & torch.ones_like(itself).tril()

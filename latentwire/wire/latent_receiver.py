@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from latentwire.config import PromptFormat
+from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
 from latentwire.receivers.loading import BUNDLED, open_model, open_tokenizer, weights_checksum
 from latentwire.receivers.packing import lay_out
@@ -354,7 +356,8 @@ def open_receiver(
     """
     folder = wire_folder(location, revision)
     description = Description.read(folder)
-    adapter = make_adapter(description.wire, description.facts(name))
+    facts = description.facts(name)
+    adapter = make_adapter(description.wire, facts)
     prefix = f"adapters.{[*description.receivers].index(name)}."
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -369,24 +372,36 @@ def open_receiver(
             f"the adapter of {name!r} in the wire {folder} does not load: {error}"
         ) from error
     adapter.eval().requires_grad_(False).to(device)
-    return LatentReceiver(load_frozen(description, name, path, device), adapter, description)
+    frozen = load_frozen(description.wire, description.prompt, name, facts, path, device)
+    return LatentReceiver(frozen, adapter, description)
 
 
 def load_frozen(
-    description: Description, name: str, path: Path | str | None, device: str
+    config: WireConfig,
+    form: PromptFormat,
+    name: str,
+    facts: ReceiverFacts,
+    path: Path | str | None,
+    device: str,
 ) -> Receiver:
-    """Loads the model of a wire's receiver, and checks that it is the one of the training.
+    """Loads a model that a wire was trained with, and checks that it is the one of the training.
+
+    Args:
+        config: the wire's section of the experiment.
+        form: how the wire's receivers are asked.
+        name: the model's name in the wire.
+        facts: what the wire knows of it.
+        path: folder or hub repository of the model, if it is not where it was in training.
+        device: where it runs, for example `cuda`.
 
     Raises:
-        UserError: if the wire has no such receiver, or the model is not there or another one.
+        UserError: if the model is not there or another one.
     """
-    facts = description.facts(name)
     location, revision = _locate(name, facts, path)
     model = open_model(location, revision, getattr(torch, facts.dtype))
     tokenizer = open_tokenizer(location, revision)
-    is_context = description.wire.source_mode == "context"
-    template = description.prompt.template if is_context else "{source}"
-    prompt = Prompt(tokenizer, template, description.prompt.anchor_text)
+    template = form.template if config.source_mode == "context" else "{source}"
+    prompt = Prompt(tokenizer, template, form.anchor_text)
     receiver = Receiver(name, model, tokenizer, prompt)
     _check_identity(receiver, facts, location)
     nn.Module.to(model, device=torch.device(device))
@@ -427,6 +442,6 @@ def _check_identity(receiver: Receiver, facts: ReceiverFacts, location: str) -> 
     ]
     if wrong:
         raise UserError(
-            f"{location} is not the receiver {receiver.name!r} that the wire was trained with: "
+            f"{location} is not the model {receiver.name!r} that the wire was trained with: "
             f"{'; '.join(wrong)}"
         )

@@ -24,7 +24,8 @@ from latentwire.errors import UserError
 from latentwire.files import whole_file, write_json, write_text
 from latentwire.receivers.loading import open_tokenizer
 from latentwire.receivers.packing import pad_rows
-from latentwire.receivers.receiver import Source
+from latentwire.receivers.receiver import Receiver, Source
+from latentwire.receivers.states import token_states
 from latentwire.wire.adapter import Adapter
 from latentwire.wire.card import read_card
 from latentwire.wire.chunks import split_tokens
@@ -40,6 +41,7 @@ from latentwire.wire.reading import (
     soft_tokens,
     stack_messages,
 )
+from latentwire.wire.sender_input import SenderInput
 
 SENTENCE_MARKS = (".", "!", "?", "\n", "\u3002", "\uff01", "\uff1f")
 
@@ -53,13 +55,15 @@ class Wire(nn.Module):
     Args:
         config: the wire's section of the experiment.
         backbone: the encoder's transformer, without language-model head.
-        tokenizer: the encoder's tokenizer.
+        tokenizer: the encoder's tokenizer; none where the encoder reads states of senders, which
+            have their own.
         widths: encoder tokens per latent for each target ratio, chosen so that every receiver
             reaches the ratio.
         receivers: facts of each receiver by name.
         prompt: how receivers are asked.
         max_source_tokens: longest source that the encoder has learned from, in its tokens; none is
             as long as its backbone reads.
+        senders: facts of each model whose states the encoder reads, by name; none reads text.
 
     Attributes:
         card: the text of its model card, if it has one.
@@ -69,21 +73,28 @@ class Wire(nn.Module):
         self,
         config: WireConfig,
         backbone: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         widths: dict[float, float],
         receivers: dict[str, ReceiverFacts],
         prompt: PromptFormat | None = None,
         max_source_tokens: int | None = None,
+        senders: dict[str, ReceiverFacts] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
         self.widths = widths
         self.receivers = receivers
+        self.senders = senders or {}
         self.prompt = prompt or PromptFormat()
         self.max_source_tokens = max_source_tokens
         self.card: str | None = None
         self.encoder = Encoder(backbone, config.encoder, config.latent_dim)
+        self.sender_inputs = nn.ModuleList(
+            make_sender_input(config, backbone, facts) for facts in self.senders.values()
+        )
+        self._opened: dict[str, Receiver] = {}
+        self._ends: dict[str | None, Tensor] = {}
         # Names may hold dots, which module names may not.
         self.adapters = nn.ModuleList(make_adapter(config, facts) for facts in receivers.values())
 
@@ -98,19 +109,59 @@ class Wire(nn.Module):
         Adapters do not count: a receiver that is added later reads the messages of before.
         """
         digest = hashlib.sha256()
-        for name, value in sorted(self.encoder.state_dict().items()):
-            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+        for part in (self.encoder, self.sender_inputs):
+            for name, value in sorted(part.state_dict().items()):
+                digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
         return digest.digest()[:16]
 
-    @cached_property
-    def _sentence_ends(self) -> Tensor:
+    def sender(self, name: str | None = None, path: Path | str | None = None) -> Receiver:
+        """The frozen model whose states the encoder reads, opened when first asked for.
+
+        Args:
+            name: the sender; none is the wire's only one.
+            path: folder or hub repository (`owner/name@commit`) of its model, if it is not where it
+                was in training.
+
+        Raises:
+            UserError: if the wire has no such sender, or several and none is named, or the model is
+                not there or another one.
+        """
+        if name is None and len(self.senders) == 1:
+            (name,) = self.senders
+        if name not in self.senders:
+            raise UserError(
+                f"this wire reads the states of {[*self.senders]}: name one of them as sender"
+                if self.senders
+                else "this wire reads text, no states of a sender: name none"
+            )
+        if name not in self._opened:
+            facts = self.senders[name]
+            self._opened[name] = load_frozen(
+                self.config, self.prompt, name, facts, path, str(self.device)
+            )
+        return self._opened[name]
+
+    def open_senders(self, senders: Sequence[Receiver]) -> None:
+        """Takes models that are loaded already as the wire's senders."""
+        self._opened |= {sender.name: sender for sender in senders}
+
+    def source_tokenizer(self, sender: str | None = None) -> PreTrainedTokenizerBase:
+        """What splits a source into the tokens that the encoder reads, or its sender."""
+        if self.tokenizer is not None and sender is None:
+            return self.tokenizer
+        return self.sender(sender).tokenizer
+
+    def _sentence_ends(self, sender: str | None) -> Tensor:
         """Tokens `[V]` that end a sentence, if groups keep to sentences."""
-        ends = torch.zeros(len(self.tokenizer), dtype=torch.bool)
-        if self.config.encoder.keep_sentences:
-            texts = self.tokenizer.batch_decode([[index] for index in range(len(ends))])
-            marks = [text.rstrip(" ").endswith(SENTENCE_MARKS) for text in texts]
-            ends |= torch.tensor(marks)
-        return ends
+        if sender not in self._ends:
+            tokenizer = self.source_tokenizer(sender)
+            ends = torch.zeros(len(tokenizer), dtype=torch.bool)
+            if self.config.encoder.keep_sentences:
+                texts = tokenizer.batch_decode([[index] for index in range(len(ends))])
+                marks = [text.rstrip(" ").endswith(SENTENCE_MARKS) for text in texts]
+                ends |= torch.tensor(marks)
+            self._ends[sender] = ends
+        return self._ends[sender]
 
     def add_receivers(self, receivers: dict[str, ReceiverFacts]) -> None:
         """Adds untrained adapters of further receivers; what is there stays as it is."""
@@ -118,23 +169,79 @@ class Wire(nn.Module):
         self.receivers = self.receivers | receivers
 
     def take_weights(self, other: "Wire") -> None:
-        """Copies the encoder of another wire, and its adapters for this one's receivers."""
+        """Copies the encoder of another wire, and its adapters for this one's receivers.
+
+        What reads the states of senders is left alone: the other may read text.
+        """
         self.encoder.load_state_dict(other.encoder.state_dict())
         adapters = dict(zip(other.receivers, other.adapters, strict=True))
         for name, adapter in zip(self.receivers, self.adapters, strict=True):
             adapter.load_state_dict(adapters[name].state_dict())
 
-    def source_ids(self, sources: Sequence[str]) -> list[list[int]]:
-        """The encoder's token ids of source texts, no special tokens, nothing cut."""
-        return self.tokenizer(list(sources), add_special_tokens=False, split_special_tokens=True)[
+    def source_ids(self, sources: Sequence[str], sender: str | None = None) -> list[list[int]]:
+        """The encoder's or a sender's token ids of source texts, no special tokens, nothing cut."""
+        tokenizer = self.source_tokenizer(sender)
+        return tokenizer(list(sources), add_special_tokens=False, split_special_tokens=True)[
             "input_ids"
         ]
 
-    def read(self, source_ids: Sequence[Sequence[int]]) -> EncodedSources:
-        """Reads sources once; latents of any ratio are pooled from the outcome."""
-        ids, mask = pad_rows(source_ids, self.tokenizer.pad_token_id or 0)
-        ends = self._sentence_ends[ids] & mask
-        return self.encoder.read(*(part.to(self.device) for part in (ids, mask, ends)))
+    def read(
+        self,
+        source_ids: Sequence[Sequence[int]],
+        sender: str | None = None,
+        features: Tensor | None = None,
+    ) -> EncodedSources:
+        """Reads sources once; latents of any ratio are pooled from the outcome.
+
+        Args:
+            source_ids: token ids of each source.
+            sender: the model whose states of the sources are read, if the wire has several.
+            features: what `features` gives for these sources, if it is known already.
+        """
+        ids, mask = (part.to(self.device) for part in pad_rows(source_ids, 0))
+        ends = self._sentence_ends(sender).to(self.device)[ids] & mask
+        if self.senders:
+            if features is None:
+                features = self.features(source_ids, sender)
+            embeddings = self._sender_input(sender)(features)
+        else:
+            embeddings = self.encoder.embed(ids)
+        return self.encoder.read(embeddings, mask, ends)
+
+    def features(self, source_ids: Sequence[Sequence[int]], sender: str | None = None) -> Tensor:
+        """Standardised states `[B, S, K, H]` of a sender that reads these sources, nothing else."""
+        return self._sender_input(sender).standardise(self._states(source_ids, sender))
+
+    @torch.no_grad()
+    def fit_sender(
+        self, source_ids: Sequence[Sequence[int]], sender: str, encoder_ids: Sequence[int]
+    ) -> None:
+        """Starts a sender's input from a sample of sources.
+
+        Args:
+            source_ids: the sender's token ids of the sources.
+            sender: its name.
+            encoder_ids: of the encoder's tokens, one after the other, those that stand in the
+                places of these.
+        """
+        _, mask = pad_rows(source_ids, 0)
+        states = self._states(source_ids, sender)[mask.to(self.device)]
+        embeddings = self.encoder.embed(torch.tensor(encoder_ids, device=self.device))
+        self._sender_input(sender).fit(states, embeddings)
+
+    def feature_key(self, sender: str) -> str:
+        """What the features of a source depend on besides the source, in hexadecimal digits."""
+        digest = hashlib.sha256(repr((self.senders[sender], self.config.senders)).encode())
+        for value in (self._sender_input(sender).centre, self._sender_input(sender).scale):
+            digest.update(value.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _states(self, source_ids: Sequence[Sequence[int]], sender: str | None) -> Tensor:
+        return token_states(self.sender(sender), source_ids, self.config.sender_layers)
+
+    def _sender_input(self, sender: str | None) -> SenderInput:
+        index = [*self.senders].index(self.sender(sender).name)
+        return cast(SenderInput, self.sender_inputs[index])
 
     def latents(
         self, sources: EncodedSources, ratios: Sequence[float], growth: float = 1.0
@@ -170,6 +277,7 @@ class Wire(nn.Module):
         ratio: float,
         questions: Sequence[str] | None = None,
         batch_size: int = 32,
+        sender: str | None = None,
     ) -> list[Latents]:
         """Messages of source texts at a target ratio.
 
@@ -182,18 +290,21 @@ class Wire(nn.Module):
             questions: a question for each text, for a wire that compresses both together
                 (`wire.source_mode: prompt`), and for no other.
             batch_size: texts, or parts of texts, that are read together.
+            sender: the model that reads the texts, for a wire that reads the states of several.
 
         Raises:
-            UserError: if a text is empty, the ratio is not one of the wire's, or questions are
-                missing or of no use.
+            UserError: if a text is empty, the ratio is not one of the wire's, or questions or a
+                sender are missing or of no use.
         """
         latent_widths(self.widths, [ratio])
-        chunks = self._chunks(self._sources(texts, questions))
+        if self.senders or sender is not None:
+            sender = self.sender(sender).name
+        chunks = self._chunks(self._sources(texts, questions), sender)
         flat = [ids for own in chunks for ids in own]
         parts = [
             message.values
             for start in range(0, len(flat), batch_size)
-            for message in self.messages(self.read(flat[start : start + batch_size]), ratio)
+            for message in self.messages(self.read(flat[start : start + batch_size], sender), ratio)
         ]
         remaining = iter(parts)
         return [
@@ -235,7 +346,8 @@ class Wire(nn.Module):
         """
         description = self.description()
         adapter = self._adapter(name)
-        frozen = load_frozen(description, name, path, str(self.device))
+        facts = description.facts(name)
+        frozen = load_frozen(self.config, self.prompt, name, facts, path, str(self.device))
         return LatentReceiver(frozen, adapter, description)
 
     def description(self) -> Description:
@@ -248,6 +360,7 @@ class Wire(nn.Module):
             backbone=backbone,
             widths=self.widths,
             receivers=self.receivers,
+            senders=self.senders,
             prompt=self.prompt,
             max_source_tokens=self.max_source_tokens,
             wire_id=self.wire_id.hex(),
@@ -308,11 +421,12 @@ class Wire(nn.Module):
         wire = cls(
             description.wire,
             _empty_backbone(description, directory),
-            open_tokenizer(str(directory), None),
+            None if description.senders else open_tokenizer(str(directory), None),
             description.widths,
             description.receivers,
             description.prompt,
             description.max_source_tokens,
+            description.senders,
         )
         try:
             wire.load_state_dict(load_file(directory / WEIGHTS))
@@ -324,16 +438,8 @@ class Wire(nn.Module):
         return wire.eval().requires_grad_(False).to(device)
 
     def _save(self, directory: Path, description: Description) -> None:
-        special_tokens = {
-            name: token
-            for name, token in self.tokenizer.special_tokens_map.items()
-            if isinstance(token, str)
-        }
-        write_text(directory / "tokenizer.json", self.tokenizer.backend_tokenizer.to_str())
-        write_json(
-            directory / "tokenizer_config.json",
-            {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens},
-        )
+        if self.tokenizer is not None:
+            _save_tokenizer(self.tokenizer, directory)
         description.write(directory)
         if self.card is not None:
             write_text(directory / CARD, self.card)
@@ -363,13 +469,18 @@ class Wire(nn.Module):
             raise UserError(f"{len(texts)} texts need as many questions, not {len(questions)}")
         return [with_question(*pair) for pair in zip(texts, questions, strict=True)]
 
-    def _chunks(self, sources: Sequence[str]) -> list[list[list[int]]]:
+    def _chunks(self, sources: Sequence[str], sender: str | None) -> list[list[list[int]]]:
         """Token ids of the parts of each source, of which most have one."""
-        windows = (self.max_source_tokens, self.encoder.backbone.config.max_position_embeddings)
+        windows = [self.max_source_tokens, self.encoder.backbone.config.max_position_embeddings]
+        if sender is not None:
+            reader = self.sender(sender)
+            longest = reader.model.config.max_position_embeddings
+            windows.append(longest - len(reader.prompt.head_ids))
         window = min(size for size in windows if size is not None)
+        ends = self._sentence_ends(sender)
         chunks = [
-            split_tokens(ids, self._sentence_ends[ids].tolist(), window)
-            for ids in self.source_ids(sources)
+            split_tokens(ids, ends[ids].tolist(), window)
+            for ids in self.source_ids(sources, sender)
         ]
         for index, own in enumerate(chunks):
             if len(own) > 1:
@@ -391,6 +502,26 @@ class Wire(nn.Module):
         if receiver not in names:
             raise UserError(f"no adapter for receiver {receiver!r}; there are {names}")
         return cast(Adapter, self.adapters[names.index(receiver)])
+
+
+def make_sender_input(
+    config: WireConfig, backbone: PreTrainedModel, facts: ReceiverFacts
+) -> SenderInput:
+    """An untrained input for the states of a sender."""
+    return SenderInput(len(config.sender_layers), facts.embedding_dim, backbone.config.hidden_size)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    special_tokens = {
+        name: token
+        for name, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str)
+    }
+    write_text(directory / "tokenizer.json", tokenizer.backend_tokenizer.to_str())
+    write_json(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens},
+    )
 
 
 def _empty_backbone(description: Description, directory: Path) -> PreTrainedModel:

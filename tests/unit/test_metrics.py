@@ -10,6 +10,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from latentwire.config import (
+    RELAY_METHODS,
     VARIANT_METHODS,
     Evaluation,
     Experiment,
@@ -22,6 +23,7 @@ from latentwire.errors import UserError
 from latentwire.evaluation.predictions import Prediction, prediction_runs, write_predictions
 from latentwire.layout import Layout
 from latentwire.reporting.ablations import write_ablations
+from latentwire.reporting.headline import write_headline
 from latentwire.statistics.classical import mcnemar_test
 from latentwire.statistics.comparisons import write_statistics
 from latentwire.statistics.metrics import COLUMNS, write_metrics
@@ -41,6 +43,9 @@ ACCURACY = {
     Method.control_swap: 0.0,
     Method.ablation: 0.3,
     Method.latent_adapted: 0.5,
+    Method.telepathy_hub: 0.5,
+    Method.text_relay: 0.2,
+    Method.sender_alone: 0.9,
 }
 
 
@@ -51,7 +56,9 @@ def experiment():
         seeds=[1, 2],
         wire=Wire(target_ratios=[4, 8]),
         evaluation=Evaluation(
-            methods=[method for method in ACCURACY if method not in VARIANT_METHODS]
+            methods=[
+                method for method in ACCURACY if method not in (*VARIANT_METHODS, *RELAY_METHODS)
+            ]
         ),
         statistics=Statistics(resamples=400),
     )
@@ -71,14 +78,15 @@ def predictions(experiment, layout):
     for receiver in experiment.receivers:
         for run in prediction_runs(experiment, receiver.name):
             files[layout.predictions(run.method, receiver.name, run.wire, run.seed)] = [
-                prediction(run.method, run.wire, number, ratio, rng)
+                prediction(run.method, run.wire, number, ratio, rng, sender)
+                for sender in run.senders
                 for ratio in run.target_ratios
                 for number in range(NUM_PASSAGES * NUM_QUESTIONS)
             ]
     return files
 
 
-def prediction(method, wire, number, target_ratio, rng):
+def prediction(method, wire, number, target_ratio, rng, sender=""):
     passage = number // NUM_QUESTIONS
     source_tokens = SOURCE_TOKENS + passage
     positions = source_tokens if target_ratio is None else -(-source_tokens // target_ratio)
@@ -104,7 +112,7 @@ def prediction(method, wire, number, target_ratio, rng):
         encode_seconds=0.0,
         answer_seconds=0.01 + 0.001 * float(rng.random()),
         wire=wire,
-        sender="",
+        sender=sender,
         target_ratio=target_ratio,
         ratio=source_tokens / positions if positions else None,
         source_mode="context",
@@ -529,6 +537,49 @@ def test_rows_of_variants_stand_beside_those_of_the_shared_wire(with_variants):
     assert [(row["receiver"], row["target_ratio"], row["seed"]) for row in one] == [
         ("llama", "8.0", "1")
     ]
+
+
+def test_rows_of_senders_are_told_apart_and_controls_stay_with_their_wire(experiment, tmp_path):
+    hub = Variant(
+        name="telepathy-llama-qwen-layer1-blind",
+        method=Method.telepathy_hub,
+        wire={"senders": {"names": ["llama", "qwen"], "layers": [1]}, "target_ratios": [4]},
+        controls=[Method.control_shuffled],
+    )
+    experiment = experiment.model_copy(update={"variants": [hub]})
+    layout = Layout("senders", tmp_path)
+    for path, rows in predictions(experiment, layout).items():
+        write_predictions(path, rows)
+    rows = select(metrics(experiment, layout), task="all", metric="f1", receiver="qwen")
+    senders = {
+        method: [row["sender"] for row in select(rows, method=method, target_ratio="4.0")]
+        for method in ("telepathy_hub", "text_relay", "latent")
+    }
+    assert senders == {
+        "telepathy_hub": ["llama", "qwen"],
+        "text_relay": ["llama", "qwen"],
+        "latent": ["", ""],
+    }
+    # Without a limit, too.
+    assert len(select(rows, method="text_relay", target_ratio="")) == 2
+    # What the shared wire is compared with is its own control, not the hub's.
+    write_statistics(experiment, layout)
+    compared = json.loads(layout.statistics.read_text())["comparisons"]
+    control = next(
+        own
+        for own in compared
+        if (own["reference"], own["receiver"], own["target_ratio"])
+        == ("control_shuffled", "qwen", 4)
+    )
+    own = select(rows, method="control_shuffled", target_ratio="4.0", sender="")
+    assert control["reference_mean"] == pytest.approx(
+        sum(float(row["value"]) for row in own) / len(own)
+    )
+    write_headline(experiment, layout)
+    headline = json.loads(layout.headline.read_text())
+    told = {row["method"] for row in headline["headline"]}
+    assert {"telepathy_hub from llama", "text_relay from qwen"} <= told
+    assert any("not a fair opponent" in verdict for verdict in headline["verdicts"])
 
 
 def test_ablations_are_told_against_the_default_at_the_same_seeds(with_variants, tmp_path):

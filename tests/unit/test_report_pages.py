@@ -17,10 +17,18 @@ from latentwire.layout import Layout
 from latentwire.reporting import examples as browser
 from latentwire.reporting.breakdown import length_bins, question_word
 from latentwire.reporting.examples import Answered, choose_examples, render
-from latentwire.reporting.figures import draw_methods, draw_ratio, draw_relay, draw_training, svg
+from latentwire.reporting.figures import (
+    Swept,
+    draw_layers,
+    draw_methods,
+    draw_ratio,
+    draw_relay,
+    draw_training,
+    svg,
+)
 from latentwire.reporting.headline import write_headline
 from latentwire.reporting.pages import relay_page, statistics_page, write_pages
-from latentwire.reporting.scores import METHODS, Score
+from latentwire.reporting.scores import METHODS, Mean
 from latentwire.reporting.series import read_series
 from latentwire.reporting.training_log import minutes, resumed_after
 from latentwire.statistics.comparisons import write_statistics
@@ -302,18 +310,43 @@ def test_a_resume_is_marked_in_every_panel():
         assert [set(mark.get_xdata()) for mark in marks] == [{place}]
 
 
-def test_a_relay_is_a_grid_of_senders_and_receivers():
-    scores = [
-        Score("all", "telepathy", receiver, sender, "w", 4, 4.1, 1, "f1", value, None, None, 9, 3)
-        for sender, receiver, value in (("a", "a", 0.9), ("a", "b", 0.2), ("b", "a", 0.4))
+def test_a_relay_is_a_grid_of_senders_and_receivers(series):
+    (one, *_) = [own for own in series if own.method == "latent"]
+    relayed = [
+        replace(
+            one,
+            method=f"{method} from {sender}",
+            receiver=receiver,
+            target_ratio=ratio,
+            quality=one.quality | {"f1": Mean(value, None, {})},
+        )
+        for method, sender, receiver, ratio, value in (
+            ("telepathy", "a", "a", 4, 0.9),
+            ("telepathy", "a", "b", 4, 0.2),
+            ("telepathy", "b", "a", 4, 0.4),
+            ("telepathy", "b", "a", 8, 0.1),
+            ("control_shuffled", "b", "a", 4, 0.1),
+        )
     ]
-    grid, *_ = draw_relay(scores).axes
+    grid, *_ = draw_relay(relayed).axes
     (image,) = grid.images
     assert np.array_equal(
         image.get_array().filled(np.nan), [[0.9, 0.2], [0.4, np.nan]], equal_nan=True
     )
     assert {text.get_text() for text in grid.texts} == {"0.90", "0.20", "0.40"}
-    assert len(relay_page(scores).tables[0].rows) == 3
+    numbers, times = relay_page([one, *relayed], "").tables
+    assert (len(numbers.rows), len(times.rows)) == (5, 4)
+
+
+def test_a_sweep_is_a_line_over_layers(series):
+    (one, *_) = [own for own in series if own.method == "latent"]
+    swept = [
+        Swept("a", layer, replace(one, receiver=receiver, target_ratio=4))
+        for layer in (2, 0)
+        for receiver in ("a", "b")
+    ]
+    (panel,) = draw_layers(swept).axes
+    assert [list(line.get_xdata()) for line in panel.lines] == [[0, 2], [0, 2]]
 
 
 def test_a_legend_wider_than_the_panels_is_not_cut_off(series):

@@ -15,7 +15,7 @@ from latentwire.files import save_pretrained, write_json
 from latentwire.layout import Layout
 from latentwire.receivers.loading import load_receiver
 from latentwire.training.loop import Schedule, fit
-from latentwire.training.passages import _encoder_index, continuation, repetition
+from latentwire.training.passages import continuation, middle_index, repetition
 from latentwire.training.state import Identity, StateDirectory
 from latentwire.training.wire import (
     WireTask,
@@ -95,7 +95,7 @@ def test_lora_trains_updates_of_the_backbone_and_merges_them(tmp_path):
         for name, weight in encoder.named_parameters():
             if "lora_B" in name:
                 weight.normal_()
-    passages = [p.encoder_ids for p in task._passages[:2]]
+    passages = [p.encoder_ids for p in task._passages[None][:2]]
     before = task.module.read(passages).hidden
     task.module.encoder.merge_lora()
     torch.testing.assert_close(task.module.read(passages).hidden, before, atol=1e-4, rtol=1e-4)
@@ -138,7 +138,7 @@ def test_the_guard_reads_messages_of_other_passages(task):
     task._receivers = task._receivers[:1]
     task._experiment.wire.target_ratios[1:] = []
     reader = task._receivers[0]
-    passages = [task._passages[index] for index in task.order.batch(0)[1]]
+    passages = [task._passages[None][index] for index in task.order.batch(0)[1]]
     order = other_passages([p.passage_id for p in passages])
     packed = reader.pack([p.questions[reader.name] for p in passages])
     latents = task._encode(passages, [4.0] * len(passages))
@@ -168,8 +168,8 @@ def test_losses_are_a_pure_function_of_the_step(task):
 def test_every_receiver_reaches_the_target_ratio(task):
     for ratio, width in task.module.widths.items():
         for receiver in task._receivers:
-            tokens = sum(len(p.source_ids[receiver.name]) for p in task._passages)
-            latents = sum(max(1, round(len(p.encoder_ids) / width)) for p in task._passages)
+            tokens = sum(len(p.source_ids[receiver.name]) for p in task._passages[None])
+            latents = sum(max(1, round(len(p.encoder_ids) / width)) for p in task._passages[None])
             assert tokens / latents >= ratio * 0.98
 
 
@@ -191,14 +191,14 @@ def test_each_receiver_token_belongs_to_the_encoder_token_around_its_middle():
     # Encoder: "Bran|ford| 18|76"; receiver: "Br|anford| |1|8|76".
     encoder = [(0, 4), (4, 8), (8, 11), (11, 13)]
     receiver = [(0, 2), (2, 8), (8, 9), (9, 10), (10, 11), (11, 13)]
-    assert _encoder_index(encoder, receiver) == [0, 1, 2, 2, 2, 3]
+    assert middle_index(encoder, receiver) == [0, 1, 2, 2, 2, 3]
 
 
 def test_ratio_grows_from_one_to_the_target(task):
     task._settings = task._settings.model_copy(update={"alignment_steps": 10, "ratio_growth": 0.5})
     task.num_steps = 100
     assert [task.growth(step) for step in (10, 35, 60, 99)] == [0, 0.5, 1, 1]
-    wire, passages = task.module, task._passages[:3]
+    wire, passages = task.module, task._passages[None][:3]
     sources = wire.read([p.encoder_ids for p in passages])
     lengths = [len(p.encoder_ids) for p in passages]
     assert wire.latents(sources, [16.0] * 3, 0.0).mask.sum(1).tolist() == lengths
@@ -224,8 +224,8 @@ def test_softening_costs_a_reader_of_text_what_is_allowed():
 
 def test_relative_f1_on_dev_is_one_where_soft_tokens_are_the_text(task, monkeypatch):
     reader = task._receivers[0]
-    questions = [p.questions[reader.name] for p in task._dev_passages]
-    text = reader.text_source([p.text_ids[reader.name] for p in task._dev_passages])
+    questions = [p.questions[reader.name] for p in task._dev_passages[None]]
+    text = reader.text_source([p.text_ids[reader.name] for p in task._dev_passages[None]])
     given = iter(reader.generate(text, [[ids for ids, _ in own] for own in questions], 16))
     for own in questions:
         # What the untrained receiver answers from the text becomes the gold.
@@ -304,7 +304,7 @@ def test_a_wire_goes_on_from_the_weights_of_another(tmp_path):
 
 
 def test_going_on_with_a_passage_parts_every_receivers_tokens_at_the_same_place(task):
-    passage = task._passages[0]
+    passage = task._passages[None][0]
     going_on = continuation(passage, 0.4)
     kept = task.module.tokenizer.decode(going_on.encoder_ids)
     whole = task.module.tokenizer.decode(passage.encoder_ids)
@@ -319,7 +319,7 @@ def test_going_on_with_a_passage_parts_every_receivers_tokens_at_the_same_place(
 
 
 def test_repeating_a_passage_asks_for_all_of_it_and_the_end(task):
-    passage = task._passages[0]
+    passage = task._passages[None][0]
     again = repetition(passage, *task._requests)
     assert again.encoder_ids == passage.encoder_ids
     for receiver in task._receivers:
@@ -344,7 +344,7 @@ def test_the_likelihood_of_repeating_is_what_the_receiver_gives_it(tmp_path):
     steps = {"text_steps": 4, "repeat_share": 1.0, "receivers_per_step": "all"}
     task._settings = task._settings.model_copy(update=steps)
     _, indices = task.order.batch(0)
-    passages = [task._passages[index] for index in indices]
+    passages = [task._passages[None][index] for index in indices]
     with torch.no_grad():
         loss = task.losses(0)[0]["cross_entropy"]
         latents = task._encode(passages, [16] * len(passages), task.growth(0))
@@ -377,7 +377,7 @@ def test_the_likelihood_of_repeating_is_what_the_receiver_gives_it(tmp_path):
 
 @pytest.mark.parametrize("ratio", [2, 4.0, 7.5])
 def test_widths_reach_the_ratio_for_every_receiver_in_every_split(task, ratio):
-    splits = [task._passages, task._dev_passages]
+    splits = [task._passages[None], task._dev_passages[None]]
     width = pooling_widths(splits, [ratio])[ratio]
     measured = []
     for passages in splits:
@@ -391,6 +391,6 @@ def test_widths_reach_the_ratio_for_every_receiver_in_every_split(task, ratio):
 
 
 def test_no_width_is_wider_than_the_texts_are_long(task):
-    lengths = [len(passage.encoder_ids) for passage in task._passages]
-    width = pooling_widths([task._passages], [1000])[1000]
+    lengths = [len(passage.encoder_ids) for passage in task._passages[None]]
+    width = pooling_widths([task._passages[None]], [1000])[1000]
     assert max(lengths) <= width <= 2.1 * max(lengths)

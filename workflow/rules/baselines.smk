@@ -57,6 +57,34 @@ if EXPERIMENT.evaluation.compressor_methods:
             " --receiver {wildcards.receiver:q}"
 
 
+if EXPERIMENT.senders:
+
+    rule evaluate_relay:
+        input:
+            receivers=prepared_receivers(),
+            test=LAYOUT.split("test"),
+        output:
+            relay_predictions("{receiver}"),
+        log:
+            LAYOUT.log("evaluate_relay-{receiver}"),
+        benchmark:
+            LAYOUT.benchmark("evaluate_relay-{receiver}")
+        conda:
+            "../../environment.yml"
+        threads: EXPERIMENT.threads
+        resources:
+            gpu=NUM_GPUS,
+        params:
+            config=CONFIG,
+            settings=settings("evaluate_relay", senders=EXPERIMENT.senders),
+            code=code("evaluate_relay"),
+        message:
+            "Asking {wildcards.receiver} with what senders write"
+        shell:
+            "exec python -m latentwire evaluate-relay --config {params.config:q}"
+            " --receiver {wildcards.receiver:q}"
+
+
 if EXPERIMENT.probe:
 
     rule probe:

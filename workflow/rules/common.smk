@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from latentwire.config import NOT_SCIENCE, Method, ReceiverSource
+from latentwire.config import NOT_SCIENCE, RELAY_METHODS, Method, ReceiverSource
 from latentwire.configuration import dump_yaml, validate
 from latentwire.errors import UserError
 from latentwire.files import write_text
@@ -38,12 +38,6 @@ NUM_GPUS = 1 if EXPERIMENT.device == "cuda" else 0
 TRAINS_COMPRESSOR = (
     Method.llmlingua2 in EXPERIMENT.evaluation.methods and EXPERIMENT.baselines.llmlingua2 is None
 )
-RELAYS = [
-    method
-    for own in WIRES.values()
-    for method in own.evaluation.wire_methods
-    if method.startswith("telepathy")
-]
 
 # The pages of the report: category and label. The caption has the page's name.
 PAGES = {
@@ -63,8 +57,9 @@ PAGES = {
 }
 if EXPERIMENT.probe:
     PAGES["probe"] = ("Probe", "Is the answer in the sender's states?")
-if RELAYS:
+if EXPERIMENT.senders:
     PAGES["telepathy"] = ("Telepathy", "F1 by sender and receiver")
+    PAGES["layers"] = ("Telepathy", "F1 by the sender's layer")
 FIGURES = [page for page in PAGES if page not in ("quality", "examples", "metrics")]
 
 # The module that runs a stage and the configuration keys that it reads. These and no others make
@@ -102,6 +97,17 @@ STAGES = {
             "wire.source_mode",
             "wire.target_ratios",
             "baselines",
+            "evaluation.batch_passages",
+            "evaluation.max_new_tokens",
+        ],
+    ),
+    "evaluate_relay": (
+        "latentwire.baselines.relay",
+        [
+            "threads",
+            "device",
+            "prompt",
+            "wire.target_ratios",
             "evaluation.batch_passages",
             "evaluation.max_new_tokens",
         ],
@@ -181,8 +187,9 @@ def setting(key, value):
 def wire_settings(stage, wire):
     """What a stage reads of a wire's own settings, and of the receivers that it is for."""
     own = WIRES[wire]
-    readers = [receiver.model_dump(mode="json") for receiver in own.readers]
-    return settings(stage, own, receivers=readers)
+    names = {reader.name for reader in own.readers} | set(own.wire.sender_names)
+    used = [own.model_dump(mode="json") for own in EXPERIMENT.receivers if own.name in names]
+    return settings(stage, own, receivers=used)
 
 
 def receiver_config(wildcards):
@@ -237,7 +244,8 @@ def receivers_of_wire(wildcards):
     """The receivers that a wire is for, and the one that its encoder starts from."""
     own = WIRES[wildcards.wire]
     backbone = {own.wire.encoder.backbone} & set(RECEIVERS)
-    return prepared_receivers(sorted({receiver.name for receiver in own.readers} | backbone))
+    names = {receiver.name for receiver in own.readers} | backbone | set(own.wire.sender_names)
+    return prepared_receivers(sorted(names))
 
 
 def is_adapted(wire):
@@ -307,6 +315,10 @@ def compressed_predictions(receiver):
     return [LAYOUT.predictions(method, receiver) for method in methods]
 
 
+def relay_predictions(receiver):
+    return [LAYOUT.predictions(method, receiver) for method in RELAY_METHODS]
+
+
 def compressors():
     """The models that shorten text, those of them that the workflow makes."""
     trained = [LAYOUT.compressor / "model.safetensors"] if TRAINS_COMPRESSOR else []
@@ -339,6 +351,8 @@ def all_predictions():
         for receiver in RECEIVERS
         for path in text_predictions(receiver) + compressed_predictions(receiver)
     ]
+    if EXPERIMENT.senders:
+        texts += [path for receiver in RECEIVERS for path in relay_predictions(receiver)]
     wires = [
         path
         for wire, own in WIRES.items()

@@ -1,0 +1,128 @@
+"""The stage `evaluate-relay`: what senders do without a wire, in words.
+
+A sender that has not seen the question writes what it read, and a receiver reads that; or it reads
+the question too and answers itself.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from latentwire.config import Experiment, Method
+from latentwire.data.tables import Example, group_by_passage, read_examples
+from latentwire.evaluation.methods import budgets, send_text
+from latentwire.evaluation.predict import predict, report, warm_up
+from latentwire.evaluation.predictions import Prediction, write_predictions
+from latentwire.evaluation.shards import open_shards
+from latentwire.layout import Layout
+from latentwire.receivers.loading import DESCRIPTION, load_receiver
+from latentwire.receivers.receiver import Receiver
+
+REQUEST = "Restate the facts in {words} words."
+
+
+def evaluate_relay(experiment: Experiment, layout: Layout, receiver_name: str) -> None:
+    """Evaluates text from every sender of the experiment, read by one receiver.
+
+    What a sender writes is asked for, and cut, at every target ratio, and once without a limit
+    but the length of the text: that tells whether the sender can do it at all.
+
+    Raises:
+        UserError: if data, receiver or a sender are missing.
+    """
+    examples = read_examples(layout.split("test"))
+    receiver = load_receiver(experiment, layout, receiver_name)
+    warm_up(experiment, receiver, examples)
+    ratios = [None, *experiment.wire.target_ratios]
+    names = experiment.senders
+    inputs = [layout.receiver(name) / DESCRIPTION for name in {receiver_name, *names}]
+    stage = f"evaluate_relay-{receiver_name}"
+    relayed: list[Prediction] = []
+    alone: list[Prediction] = []
+    num_parts = len(names) * (len(ratios) + 1)
+    with open_shards(experiment, layout, stage, inputs, __name__, num_parts) as shards:
+        for name in names:
+            sender = load_receiver(experiment, layout, name)
+            for ratio in ratios:
+                answer = partial(_relay, experiment, sender, receiver, examples, ratio)
+                relayed += shards.rows(f"{name}-text_relay-{ratio}", answer)
+            alone += shards.rows(
+                f"{name}-sender_alone", partial(_answer_alone, experiment, sender, examples)
+            )
+    for method, rows in ((Method.text_relay, relayed), (Method.sender_alone, alone)):
+        write_predictions(layout.predictions(method, receiver_name), rows)
+        report(method, receiver_name, rows)
+
+
+def _relay(
+    experiment: Experiment,
+    sender: Receiver,
+    receiver: Receiver,
+    examples: Sequence[Example],
+    ratio: float | None,
+) -> list[Prediction]:
+    """Answers from what a sender writes about each passage."""
+    groups = group_by_passage(examples)
+    contexts = [group[0].context for group in groups]
+    ids = receiver.prompt.source_ids(contexts)
+    most = budgets(ids, ratio) if ratio else list(map(len, ids))
+    written, seconds = restate(sender, contexts, most, experiment.evaluation.batch_passages)
+    kept = [
+        own[:budget] for own, budget in zip(receiver.prompt.source_ids(written), most, strict=True)
+    ]
+    texts = receiver.tokenizer.batch_decode(kept)
+    return predict(
+        experiment,
+        receiver,
+        groups,
+        contexts,
+        ids,
+        partial(send_text, receiver, kept, texts),
+        ratio=ratio,
+        encode_seconds=seconds,
+        sender=sender.name,
+    )
+
+
+def restate(
+    sender: Receiver, texts: Sequence[str], budgets: Sequence[int], batch_size: int
+) -> tuple[list[str], list[float]]:
+    """What a sender writes when it is asked to restate texts, and the seconds of each.
+
+    Args:
+        sender: the model.
+        texts: the texts.
+        budgets: tokens that it may write about each.
+        batch_size: texts that are restated together; each takes the mean of their time.
+    """
+    ids = sender.prompt.source_ids(list(texts))
+    requests = sender.prompt.question_ids(
+        [
+            REQUEST.format(words=max(1, round(len(text.split()) * min(1.0, budget / len(own)))))
+            for text, budget, own in zip(texts, budgets, ids, strict=True)
+        ]
+    )
+    written: list[str] = []
+    seconds: list[float] = []
+    for start in range(0, len(texts), batch_size):
+        batch = slice(start, start + batch_size)
+        started = time.perf_counter()
+        source = sender.text_source(ids[batch])
+        questions = [[request] for request in requests[batch]]
+        answers = sender.generate(source, questions, max(budgets[batch]))
+        written += sender.decode(
+            [own[:budget] for own, budget in zip(answers, budgets[batch], strict=True)]
+        )
+        seconds += [(time.perf_counter() - started) / len(answers)] * len(answers)
+    return written, seconds
+
+
+def _answer_alone(
+    experiment: Experiment, sender: Receiver, examples: Sequence[Example]
+) -> list[Prediction]:
+    """A sender's own answers from the text."""
+    groups = group_by_passage(examples)
+    contexts = [group[0].context for group in groups]
+    ids = sender.prompt.source_ids(contexts)
+    send = partial(send_text, sender, ids, contexts)
+    return predict(experiment, sender, groups, contexts, ids, send, ratio=None, sender=sender.name)
