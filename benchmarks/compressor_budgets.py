@@ -4,7 +4,7 @@
 
 500 passages of the pocket corpus at 4x, 8x and 16x, in the tokens of the bundled `llama`; LLMLingua
 reads with that receiver, LLMLingua-2 with the classifier that the pocket experiment trained
-(results/pocket/compressor). Prints JSON.
+(results/pocket/baselines/llmlingua2). Prints JSON.
 """
 
 import json
