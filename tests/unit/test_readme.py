@@ -44,7 +44,7 @@ COPIED = (
 )
 WIRE = "results/pocket/wires/shared/seed1"
 BLOCK = re.compile(
-    r"^(?:<!-- needs (.+) -->\n)?```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$",
+    r"^(?:<!-- needs ([^\n]+) -->\n)?```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 IN_SENTENCE = re.compile(r"`((?:python -m )?latentwire [a-z][^`]*|make [a-z-]+)`")
@@ -76,6 +76,7 @@ def test_what_a_page_tells_to_do_works(page, copy, monkeypatch):
     whole = (REPOSITORY / page).read_text()
     if WIRE in whole:
         _leave_a_wire(copy)
+    assert len(re.findall(r"^```\w", whole, re.MULTILINE)) == len(BLOCK.findall(whole))
     names: dict[str, object] = {}
     for needs, language, title, text in BLOCK.findall(whole):
         if language == "python":
