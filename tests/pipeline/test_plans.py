@@ -36,8 +36,9 @@ def test_every_config_plans_jobs(clean, config):
     assert plan.get("adapt", 0) == sum(len(own.seeds) for own in adapted)
     assert plan["train_wire"] + plan.get("adapt", 0) == sum(len(own.seeds) for own in wires)
     assert plan.get("evaluate_variant", 0) == sum(
-        len(own.seeds) * len(own.readers) for own in wires[1:]
+        len(own.seeds) * len(own.readers) * len(own.evaluation.wire_methods) for own in wires[1:]
     )
+    assert plan.get("evaluate_relay", 0) == bool(experiment.senders) * len(experiment.receivers)
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])

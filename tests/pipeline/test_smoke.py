@@ -179,10 +179,12 @@ def test_statistics_are_complete_and_written_twice(layout):
 def test_headline_and_provenance_are_written(layout):
     results = read(layout.headline)
     # Beside text, closed book and swapped answers: two truncations, chosen sentences and two
-    # compressors; latents in three forms and five controls; and the receiver that was added at one
-    # ratio.
+    # compressors; latents in three forms and five controls; the receiver that was added at one
+    # ratio; and of two senders the text that they write, also without a limit, and their own
+    # answers, for every receiver, and one wire's messages at one ratio for one.
     texts, latents, adapted = len(RECEIVERS) * (3 + 5 * len(RATIOS)), 8 * len(RATIOS), 1
-    assert len(results["headline"]) == texts + len(READERS) * latents + adapted
+    relayed = 2 * (len(RECEIVERS) * (1 + len(RATIOS) + 1) + 1)
+    assert len(results["headline"]) == texts + len(READERS) * latents + adapted + relayed
     assert results["verdicts"]
     provenance = read(layout.provenance)
     assert set(provenance) >= {"commit", "dirty", "packages", "hardware", "threads"}
