@@ -811,6 +811,16 @@ class Experiment(Section):
         return list(dict.fromkeys(each))
 
     @property
+    def swept(self) -> dict[str, tuple[str, int]]:
+        """Wires that read one layer of one sender: which sender, and which layer."""
+        each = {name: self.of_wire(name).wire for name in self.wires}
+        return {
+            name: (own.sender_names[0], own.sender_layers[0])
+            for name, own in each.items()
+            if len(own.sender_names) == len(own.sender_layers) == 1
+        }
+
+    @property
     def llmlingua_model(self) -> str:
         """The causal language model of LLMLingua."""
         return self.baselines.llmlingua or self.receivers[0].name

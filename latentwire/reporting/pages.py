@@ -92,6 +92,7 @@ def _pages(
         yield "probe", probe_page([read_json(path) for path in files], scores)
     if experiment.senders:
         yield "telepathy", relay_page(series, basis)
+    if experiment.swept:
         yield "layers", layers_page(experiment, series, basis)
 
 
@@ -399,14 +400,9 @@ def relay_page(series: Sequence[Series], basis: str) -> Page:
 def layers_page(experiment: Experiment, series: Sequence[Series], basis: str) -> Page:
     """What is left of the text score where states of one layer are read."""
     swept = [
-        Swept(sender, layers[0], own)
+        Swept(*experiment.swept[own.runs[0].wire], own)
         for own in series
-        for sender in [own.method.partition(FROM)[2]]
-        if sender and own.runs[0].wire in experiment.wires and not _is_control(own)
-        for senders in [experiment.of_wire(own.runs[0].wire).wire.senders]
-        if senders and senders.names == [sender]
-        for layers in [senders.layers]
-        if len(layers) == 1
+        if own.runs[0].wire in experiment.swept and not _is_control(own)
     ]
     rows: list[list[Cell]] = [
         [own.sender, own.layer, *_key(own.series), _spread(own.series.quality["relative_f1"])]

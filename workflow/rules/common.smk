@@ -59,6 +59,7 @@ if EXPERIMENT.probe:
     PAGES["probe"] = ("Probe", "Is the answer in the sender's states?")
 if EXPERIMENT.senders:
     PAGES["telepathy"] = ("Telepathy", "F1 by sender and receiver")
+if EXPERIMENT.swept:
     PAGES["layers"] = ("Telepathy", "F1 by the sender's layer")
 FIGURES = [page for page in PAGES if page not in ("quality", "examples", "metrics")]
 
