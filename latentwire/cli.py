@@ -25,7 +25,7 @@ from latentwire.cluster.slurm import (
 )
 from latentwire.cluster.torchrun import count_processes, has_launcher, is_joint, joined, launch
 from latentwire.commands import COMMANDS, EXIT_CODES, add_command
-from latentwire.errors import Interrupted, UserError
+from latentwire.errors import Interrupted, ProcessLostError, UserError
 from latentwire.layout import Layout
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except UserError as error:
             logger.error("%s", error)
             return USER_ERROR
+        except ProcessLostError as error:
+            logger.error("%s", error)
+            return FAILURE
         except KeyboardInterrupt:
             logger.error("interrupted")
             return INTERRUPTED

@@ -17,14 +17,17 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from types import FrameType
 
-from latentwire.errors import Interrupted, UserError
+from latentwire.errors import Interrupted, ProcessLostError, UserError
 
 # What processes that we started find in their environment as ROLE_NAME.
 _ROLE = "latentwire"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # As long as another training may hold the lease; the end of a process is noticed at once.
 _PATIENCE = timedelta(days=7)
-_LEADER_FIRST_SECONDS = 20
+_OTHERS_FIRST_SECONDS = 20
+
+# They tell at length of every end, which processes tell themselves.
+_TALKATIVE = ("torch.multiprocessing.spawn", "torch.distributed.elastic.multiprocessing.api")
 
 Main = Callable[[list[str]], int]
 
@@ -77,6 +80,8 @@ def launch(main: Main, arguments: Sequence[str], count: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder, _passing_signals_on():
         config = LaunchConfig(
             min_nodes=1,
@@ -124,11 +129,11 @@ def joined(device: str) -> Iterator[None]:
             # All that is left is what the leader writes.
             _ignore_signals()
         agree()
-    except BaseException:
-        if not leads:
-            # The leader fails too, and is to say why; whoever started us then ends us.
+    except BaseException as error:
+        if not leads or isinstance(error, ProcessLostError):
+            # Another ends too, and its end is to tell why; whoever started us then ends us.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(_LEADER_FIRST_SECONDS)
+            time.sleep(_OTHERS_FIRST_SECONDS)
         raise
     dist.destroy_process_group()
 

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from latentwire.errors import ProcessLostError
+
 P = ParamSpec("P")
 
 _apart = ContextVar("apart", default=False)
@@ -55,7 +57,8 @@ def agree(number: int = 0) -> int:
     if num_processes() == 1:
         return number
     largest = torch.tensor(number)
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    with _noticing_ends():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
 
 
@@ -89,7 +92,8 @@ def mean_of_all(mean: Tensor, count: int) -> Tensor:
     # The mean of nothing is no number.
     own = mean * count if count else mean.nan_to_num()
     totals = torch.stack([own.detach().double(), own.new_tensor(count, dtype=torch.double)])
-    dist.all_reduce(totals)
+    with _noticing_ends():
+        dist.all_reduce(totals)
     total, number = totals
     # All have the same bits, each its own gradient.
     return (total / number).to(own.dtype) + (own - own.detach()) / number.to(own.dtype)
@@ -100,14 +104,15 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     if num_processes() == 1:
         return
     present = torch.tensor([parameter.grad is not None for parameter in parameters]).int()
-    dist.all_reduce(present, dist.ReduceOp.MAX)
-    sums = []
-    for parameter in itertools.compress(parameters, present.tolist()):
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        sums.append(dist.all_reduce(parameter.grad, async_op=True))
-    for work in sums:
-        work.wait()
+    with _noticing_ends():
+        dist.all_reduce(present, dist.ReduceOp.MAX)
+        sums = []
+        for parameter in itertools.compress(parameters, present.tolist()):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            sums.append(dist.all_reduce(parameter.grad, async_op=True))
+        for work in sums:
+            work.wait()
 
 
 def copy_from_leader(parameters: Iterable[nn.Parameter]) -> None:
@@ -115,3 +120,14 @@ def copy_from_leader(parameters: Iterable[nn.Parameter]) -> None:
     if num_processes() > 1:
         for parameter in parameters:
             dist.broadcast(parameter.detach(), 0)
+
+
+@contextlib.contextmanager
+def _noticing_ends() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLostError(
+            "another process of this training has ended, and with it the training; started again, "
+            "it goes on from its last save"
+        ) from error

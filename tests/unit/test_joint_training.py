@@ -29,11 +29,10 @@ TRAINING = {
     "first_token_weight": 0.5,
     "k_token_depth": 2,
     "guard_weight": 0.5,
-    "guard_margin": 0.0,
 }
 WIRE = {"receivers": ["llama", "qwen"], "target_ratios": [4, 8]}
-# Where the training on more and fewer processes goes on elsewhere, and on how many.
-PHASES = ((1, 9), (2, 29), (3, 39), (1, None))
+# On how many processes a training goes on, and the step in which they are stopped.
+PHASES = ((1, 1), (2, 29), (3, 39), (1, None))
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,6 @@ from latentwire.training import loop, wire
 
 FOLDER = Path(os.environ["WATCHED"])
 STRIKE = [int(part) for part in os.environ.get("STRIKE", "0:-1:-1").split(":")]
-# The default optimiser computes in bfloat16, which makes much of a rounding.
-ADAMW = {"betas": (0.9, 0.95), "eps": 1e-6}
 
 
 def _tell(name, **facts):
@@ -32,9 +30,9 @@ def _rank():
 
 
 def _adamw(parameters, _, rate, *__):
-    # The schedule sets the rate of the first of two groups of two optimisers.
+    """Two optimisers, as the loop expects; Muon would make much of a rounding, in bfloat16."""
     halves = [[p for name, p in parameters if ("adapters" in name) is own] for own in (True, False)]
-    return [torch.optim.AdamW(half, lr=rate, weight_decay=0.0, **ADAMW) for half in halves]
+    return [torch.optim.AdamW(half, lr=rate, betas=(0.9, 0.95)) for half in halves]
 
 
 losses, read_latents, fit = wire.WireTask.losses, wire.WireTask._read_latents, wire.fit
@@ -46,6 +44,8 @@ def _losses(task, step):
     if (step, _rank()) == (at, rank):
         os.kill(os.getpid(), number)
     current["step"] = step
+    # Below zero the guard is at work, whatever untrained models say.
+    task._settings = task._settings.model_copy(update={"guard_margin": -10.0})
     random_before = torch.get_rng_state()
     outcome = losses(task, step)
     # What is drawn from the global generator would hang on the number of processes.
@@ -56,14 +56,16 @@ def _losses(task, step):
 def _read_latents(task, receiver, latents, passages, *arguments, **options):
     if torch.is_grad_enabled():
         questions = [p.questions[receiver.name] for p in passages]
-        asked = [
-            [p.encoder_ids, own] for p, own in zip(passages, questions, strict=True) if own[0][1]
+        answers = [[answer for _, answer in own] for own in questions]
+        rows = [
+            json.dumps([receiver.name, passage.encoder_ids, own])
+            for passage, own in zip(passages, answers, strict=True)
+            # Who has no share of a step reads a passage without answers.
+            if any(own)
         ]
-        answers = [
-            hashlib.sha256(json.dumps([receiver.name, *row]).encode()).hexdigest() for row in asked
-        ]
-        tokens = sum(len(answer) for own in questions for _, answer in own)
-        _tell("order", step=current["step"], read=answers, tokens=tokens)
+        read = [hashlib.sha256(row.encode()).hexdigest() for row in rows]
+        tokens = sum(len(answer) for own in answers for answer in own)
+        _tell("order", step=current["step"], read=read, tokens=tokens)
     return read_latents(task, receiver, latents, passages, *arguments, **options)
 
 
@@ -79,6 +81,6 @@ def _fit(task, schedule, state):
 
 wire.WireTask.losses, wire.WireTask._read_latents, wire.fit = _losses, _read_latents, _fit
 loop.make_optimisers = _adamw
-torchrun._LEADER_FIRST_SECONDS = 0.5
+torchrun._OTHERS_FIRST_SECONDS = 0.5
 # Processes that are launched are watched, too.
 api.LaunchConfig = partial(api.LaunchConfig, start_method="fork")
