@@ -23,8 +23,9 @@ from latentwire.cluster.slurm import (
     refuse_retry_of_cancelled,
     requeue_if_taken,
 )
+from latentwire.cluster.torchrun import count_processes, has_launcher, is_joint, joined, launch
 from latentwire.commands import COMMANDS, EXIT_CODES, add_command
-from latentwire.errors import Interrupted, UserError
+from latentwire.errors import Interrupted, ProcessLostError, UserError
 from latentwire.layout import Layout
 
 if TYPE_CHECKING:
@@ -72,10 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except UserError as error:
             logger.error("%s", error)
             return USER_ERROR
+        except ProcessLostError as error:
+            logger.error("%s", error)
+            return FAILURE
         except KeyboardInterrupt:
             logger.error("interrupted")
             return INTERRUPTED
         except Interrupted as stop:
+            if has_launcher():
+                return 128 + stop.signal
             logger.error("stopped by %s", stop.signal.name)
             stopped_by = stop.signal
         except Exception as error:
@@ -104,6 +110,7 @@ class Verb:
         uses_device: whether models run on the experiment's device, which must then be there.
         writes: whether it writes below the experiment's folder, and so keeps a log there.
         trains: whether it has to be forced on the login node of a cluster.
+        is_shared: whether several processes may do its work together.
     """
 
     run: "Callable[[Experiment, Layout, argparse.Namespace], None]"
@@ -113,6 +120,7 @@ class Verb:
     uses_device: bool = False
     writes: bool = True
     trains: bool = False
+    is_shared: bool = False
 
 
 def _run(arguments: list[str], handlers: contextlib.ExitStack) -> None:
@@ -138,9 +146,16 @@ def _run(arguments: list[str], handlers: contextlib.ExitStack) -> None:
         log = layout.log(_stage(options))
         log.parent.mkdir(parents=True, exist_ok=True)
         handlers.enter_context(_log_to(logging.FileHandler(log, encoding="utf-8")))
-        logger.info("latentwire %s", " ".join(arguments))
+        if not has_launcher():
+            logger.info("latentwire %s", " ".join(arguments))
     _set_threads(experiment, verb)
-    verb.run(experiment, layout, options)
+    if not verb.is_shared:
+        verb.run(experiment, layout, options)
+    elif is_joint() or (count := count_processes(options.processes, experiment.device)) == 1:
+        with joined(experiment.device):
+            verb.run(experiment, layout, options)
+    else:
+        launch(main, arguments, count)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -215,6 +230,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 _OPTION_KINDS: dict[str, dict[str, Any]] = {
     "--seed": {"type": int},
+    "--processes": {"type": int},
     "--write": {"action": "store_true"},
     "--force": {"action": "store_true"},
     "--json": {"action": "store_true"},
@@ -546,6 +562,10 @@ def _write_config_files() -> None:
 _WIRE = ("--wire", "name of the wire (default: the experiment's)")
 _SEED = ("--seed", "one of the wire's seeds (default: its first)")
 _FORCE = ("--force", "train even on the login node of a SLURM cluster")
+_PROCESSES = (
+    "--processes",
+    "processes that train together (default: one for each GPU; 1 on the CPU)",
+)
 _JSON = ("--json", "print JSON instead of text")
 
 VERBS: dict[str, Verb] = {
@@ -561,18 +581,20 @@ VERBS: dict[str, Verb] = {
     "train-wire": Verb(
         _train_wire,
         "train the encoder and the adapters",
-        (_WIRE, _SEED, _FORCE),
+        (_WIRE, _SEED, _PROCESSES, _FORCE),
         trains=True,
         uses_torch=True,
         uses_device=True,
+        is_shared=True,
     ),
     "adapt": Verb(
         _adapt,
         "train adapters of further receivers for the frozen encoder of a trained wire",
-        (_WIRE, _SEED, _FORCE),
+        (_WIRE, _SEED, _PROCESSES, _FORCE),
         trains=True,
         uses_torch=True,
         uses_device=True,
+        is_shared=True,
     ),
     "train-compressor": Verb(
         _train_compressor,

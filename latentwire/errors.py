@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class ProcessLostError(Exception):
+    """Another process that does the same work has ended, and this one cannot go on without it."""
+
+
 class Interrupted(SystemExit):
     """A stage was asked to end, and has left things so that it can go on. Exits with 128 + N.
 

@@ -40,10 +40,12 @@ def requeue_if_taken(wait_seconds: float = _KILLED_WITHIN_SECONDS) -> None:
     if reason is None:
         return
     _free_gpu()
-    asked = run_command("scontrol", "requeue", job_id)
-    if asked.returncode != 0:
-        logger.error("SLURM does not queue job %s again: %s", job_id, asked.stderr.strip())
-        return
+    # Of processes that train together one asks, and all wait.
+    if os.environ.get("RANK", "0") == "0":
+        asked = run_command("scontrol", "requeue", job_id)
+        if asked.returncode != 0:
+            logger.error("SLURM does not queue job %s again: %s", job_id, asked.stderr.strip())
+            return
     logger.warning("%s; job %s is queued again and goes on from here", reason, job_id)
     time.sleep(wait_seconds)
 

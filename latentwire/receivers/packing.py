@@ -63,7 +63,7 @@ def pack_questions(
 
     The last answer token is predicted but never read, so it takes no position.
     """
-    width = max(sum(len(question) + len(answer) - 1 for question, answer in row) for row in rows)
+    width = max(sum(len(question) + len(answer[:-1]) for question, answer in row) for row in rows)
     ids = torch.full((len(rows), width), pad_id)
     segments = torch.full((len(rows), width), -1)
     offsets = torch.zeros((len(rows), width), dtype=torch.long)
@@ -83,7 +83,8 @@ def pack_questions(
             ]
             num_answers += 1
             start = end
-    return PackedQuestions(ids, segments, offsets, *torch.tensor(targets).T.contiguous())
+    columns = torch.tensor(targets, dtype=torch.long).view(-1, 4).T.contiguous()
+    return PackedQuestions(ids, segments, offsets, *columns)
 
 
 def lay_out(values: Iterable[T], groups: Iterable[Collection[object]]) -> list[list[T]]:

@@ -13,6 +13,13 @@ from torch import Tensor, nn
 
 from latentwire.errors import Interrupted
 from latentwire.training.optimisers import learning_rate_factor, make_optimisers
+from latentwire.training.processes import (
+    agree,
+    apart,
+    copy_from_leader,
+    is_leader,
+    sum_gradients,
+)
 from latentwire.training.progress import MetricsLog, Progress
 from latentwire.training.state import StateDirectory
 
@@ -29,7 +36,11 @@ class Task(Protocol):
         """What is trained; its parameters that require gradients."""
 
     def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """The losses of a step, `loss` the one to minimise, and counts: `examples`, `tokens`."""
+        """The losses of a step, `loss` the one to minimise, and counts: `examples`, `tokens`.
+
+        Where several processes train together these are of the whole step, and the gradient of the
+        loss is that of the process's share.
+        """
 
     def dev(self) -> dict[str, float]:
         """Measures on the dev split; empty if the task has none."""
@@ -53,6 +64,8 @@ class Schedule:
 def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
     """Trains a task to its last step, from its saved state if there is one.
 
+    Processes that train together take every step together, and stop together.
+
     A save that fails ends the training: a run that cannot be saved may lose all it does from then
     on. What was saved before stays.
 
@@ -71,16 +84,17 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
         schedule.weight_decay,
     )
     first_step, examples, text = _resume(task, optimisers, state)
-    state.begin(first_step, schedule.num_steps)
-    metrics = MetricsLog(state.path / METRICS, text)
-    progress = Progress(first_step, schedule.num_steps)
     trainable = [parameter for _, parameter in parameters]
+    copy_from_leader(trainable)
+    state.begin(first_step, schedule.num_steps)
+    metrics = MetricsLog(state.path / METRICS, text) if is_leader() else None
+    progress = Progress(first_step, schedule.num_steps)
     last_save, logged_tokens, logged_at = time.monotonic(), 0, 0.0
 
     def content() -> dict[str, Any]:
         return {
             "examples": examples,
-            "metrics": metrics.text,
+            "metrics": metrics.text if metrics else "",
             "module": _trained_state(task.module),
             "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         }
@@ -93,6 +107,7 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
                 optimiser.param_groups[0]["lr"] = rate * factor
             losses, counts = task.losses(step)
             losses["loss"].backward()
+            sum_gradients(trainable)
             norm = nn.utils.clip_grad_norm_(trainable, schedule.max_gradient_norm)
             for optimiser in optimisers:
                 optimiser.step()
@@ -101,12 +116,13 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
             logged_tokens += counts["tokens"]
             done = step + 1
             is_last = done == schedule.num_steps
-            if done % schedule.log_every_steps == 0 or is_last:
+            if metrics and (done % schedule.log_every_steps == 0 or is_last):
                 row: dict[str, float] = {"step": done, "examples": examples}
                 row |= {name: value.item() for name, value in losses.items()}
                 row |= {"learning_rate": rates[0] * factor, "gradient_norm": norm.item()}
                 if done % schedule.dev_every_steps == 0 or is_last:
-                    row |= task.dev()
+                    with apart():
+                        row |= task.dev()
                 progress.report(done, row)
                 seconds = progress.seconds
                 row["seconds"] = round(seconds, 3)
@@ -116,15 +132,18 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
             if step == first_step and not is_last:
                 state.prepare(content())
             state.poll()
-            if stop.signal or is_last:
+            stopped_by = agree(stop.signal or 0)
+            if stopped_by or is_last:
                 state.save(done, content(), wait=True)
+                agree()
             elif time.monotonic() - last_save > schedule.checkpoint_interval_seconds:
                 state.save(done, content())
                 last_save = time.monotonic()
-            if stop.signal and not is_last:
+            if stopped_by and not is_last:
                 logger.warning("stopped after step %d; the state is saved", done)
-                raise Interrupted(stop.signal)
-    metrics.close()
+                raise Interrupted(stopped_by)
+    if metrics:
+        metrics.close()
     return state.path / METRICS
 
 

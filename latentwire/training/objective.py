@@ -1,4 +1,4 @@
-"""Losses over answer tokens.
+"""Losses over answer tokens; those of all processes that train together.
 
 Shapes: T answer tokens of a batch, V vocabulary. Row t of the logits predicts `target_ids[t]`; no
 label is shifted here or anywhere else.
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latentwire.config import Training
 from latentwire.receivers.packing import PackedQuestions
+from latentwire.training.processes import mean_of_all
 
 
 def answer_loss(
@@ -28,17 +29,17 @@ def answer_loss(
         per answer token.
     """
     token_loss = F.cross_entropy(logits, packed.target_ids, reduction="none")
-    parts = {"cross_entropy": token_loss.mean()}
+    parts = {"cross_entropy": _mean(token_loss)}
     loss = settings.cross_entropy_weight * parts["cross_entropy"]
     depth = answer_token_index(packed)
     if settings.first_token_weight:
-        parts["first_token"] = token_loss[depth == 0].mean()
+        parts["first_token"] = _mean(token_loss[depth == 0])
         loss = loss + settings.first_token_weight * parts["first_token"]
     if settings.k_token_depth:
-        parts["k_token"] = token_loss[depth < settings.k_token_depth].mean()
+        parts["k_token"] = _mean(token_loss[depth < settings.k_token_depth])
         loss = loss + parts["k_token"]
     if teacher_logits is not None:
-        parts["kl"] = kl_divergence(teacher_logits, logits)
+        parts["kl"] = mean_of_all(kl_divergence(teacher_logits, logits), len(logits))
         loss = loss + settings.kl_weight * parts["kl"]
     return {"loss": loss, **parts}
 
@@ -60,7 +61,9 @@ def alignment_loss(soft_tokens: Tensor, embeddings: Tensor, index: Tensor) -> Te
     )[:, :-1]
     found = torch.zeros(batch, length + 1, dtype=torch.bool, device=index.device)
     found = found.scatter(1, index, True)[:, :-1]
-    return F.mse_loss(soft_tokens[found], targets[found]) / targets[found].square().mean()
+    soft_tokens, targets = soft_tokens[found], targets[found]
+    error, square = F.mse_loss(soft_tokens, targets), targets.square().mean()
+    return mean_of_all(error, targets.numel()) / mean_of_all(square, targets.numel())
 
 
 def guard_loss(
@@ -77,7 +80,7 @@ def guard_loss(
         margin: what is allowed, in nats per answer token.
     """
     cost = F.cross_entropy(logits, target_ids) - F.cross_entropy(no_message_logits, target_ids)
-    return F.relu(cost - margin)
+    return F.relu(mean_of_all(cost, len(target_ids)) - margin)
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
@@ -94,3 +97,7 @@ def answer_token_index(packed: PackedQuestions) -> Tensor:
     """Position `[T]` of each target within its answer."""
     position = torch.arange(len(packed.target_ids), device=packed.target_ids.device)
     return position - torch.where(packed.starts_answer, position, 0).cummax(0).values
+
+
+def _mean(values: Tensor) -> Tensor:
+    return mean_of_all(values.mean(), len(values))

@@ -25,6 +25,7 @@ from latentwire.errors import UserError
 from latentwire.files import discard_partial, whole_file, write_json
 from latentwire.training.history import RESUMES, History, finished_by
 from latentwire.training.hostcopy import HostCopy
+from latentwire.training.processes import agree, is_leader, leader_only, num_processes
 
 LEASE = "lease.json"
 _SLOTS = ("slot0.pt", "slot1.pt")
@@ -58,7 +59,8 @@ class Identity:
 class StateDirectory:
     """Saves and loads the state of one run, for the one process that holds its lease.
 
-    Use as a context, from before the run's models are loaded until its artefact is in place.
+    Use as a context, from before the run's models are loaded until its artefact is in place. Of
+    processes that train together the leader holds the lease; the others only load.
 
     Args:
         path: folder of the run; undeclared to the workflow, so that no failed attempt deletes it.
@@ -73,7 +75,7 @@ class StateDirectory:
         self._identity = identity
         # Plain values only: the state must load without running any type of a library's own.
         self._science = json.loads(json.dumps(identity.science))
-        self._machine = computing_facts()
+        self._machine = {**computing_facts(), "processes": num_processes()}
         self._lease = Lease(path / LEASE, lease_interval_seconds)
         self._history = History(path)
         self._changed: dict[str, list[Any]] = {}
@@ -91,14 +93,21 @@ class StateDirectory:
                 another than this one, or it has started there several times and never came further.
         """
         with contextlib.ExitStack() as refusal:
-            self._lease.acquire()
-            refusal.callback(self._lease.release)
-            discard_partial(self.path)
-            self._saved = self._read()
-            self._history.check_progress(self._saved[0] if self._saved else 0)
+            if is_leader():
+                self._lease.acquire()
+                refusal.callback(self._lease.release)
+                discard_partial(self.path)
+                self._saved = self._read()
+                self._history.check_progress(self._saved[0] if self._saved else 0)
+            agree()
+            if not is_leader():
+                self._saved = self._read()
+            # Until all have read them, no slot is written.
+            agree()
             refusal.pop_all()
         return self
 
+    @leader_only
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
@@ -117,16 +126,20 @@ class StateDirectory:
     def is_done(self, artefact: Path) -> bool:
         """Whether the process that held the lease before has just written this run's artefact."""
         owner = self._lease.waited_for
-        return owner is not None and finished_by(artefact, owner.token, self._identity.digest)
+        done = owner is not None and finished_by(artefact, owner.token, self._identity.digest)
+        return bool(agree(int(done)))
 
+    @leader_only
     def begin(self, step: int, num_steps: int) -> None:
         """Notes that the run starts, or goes on, after so many steps."""
         self._history.begin(step, num_steps, self._lease.owner, self._changed)
 
+    @leader_only
     def prepare(self, state: dict[str, Any]) -> None:
         """Takes the memory that saving a state will need, meanwhile."""
         self._pending = self._writer.submit(self._copy.prepare, state)
 
+    @leader_only
     def save(self, step: int, state: dict[str, Any], wait: bool = False) -> None:
         """Copies a state, and writes it to the slot that does not hold the newest one meanwhile.
 
@@ -177,6 +190,7 @@ class StateDirectory:
             _restore_random_state(saved[1].pop("random"))
         return saved
 
+    @leader_only
     def finish(self, artefact: Path) -> None:
         """Leaves a record of the run beside its artefact, which is in place, and ends the state."""
         self._lease.check()

@@ -44,7 +44,9 @@ from latentwire.training.passages import (
     repetition,
     token_spans,
     tokenise_passages,
+    unanswered,
 )
+from latentwire.training.processes import is_leader, own_share
 from latentwire.training.state import Identity, StateDirectory
 from latentwire.wire.card import wire_card
 from latentwire.wire.description import WEIGHTS, ReceiverFacts
@@ -95,6 +97,8 @@ def _train(experiment: Experiment, layout: Layout, seed: int, state: StateDirect
         wire.widths,
     )
     metrics = fit(task, schedule, state)
+    if not is_leader():
+        return
     directory = layout.wire(name, seed)
     discard_partial(directory)
     copy_file(metrics, directory / METRICS)
@@ -313,7 +317,24 @@ class WireTask:
         golds = receiver.decode([answer[:-1] for own in questions for _, answer in own])
         return fmean(f1(text, [gold]) for text, gold in zip(given, golds, strict=True))
 
+    def _share(
+        self, passages: Sequence[TokenisedPassage]
+    ) -> tuple[Sequence[TokenisedPassage], list[int]]:
+        """A step's passages, and which of them are this process's share."""
+        own = own_share([passage.num_tokens for passage in passages])
+        # A process without a share reads all the same, as the losses are those of all processes.
+        return (passages, own) if own else ([unanswered(passages[0]), *passages[1:]], [0])
+
+    def _strangers(self, passages: Sequence[TokenisedPassage], own: Sequence[int]) -> list[int]:
+        """For the guard, one of another passage for each of this process's share."""
+        if not self._settings.guard_weight:
+            return []
+        others = other_passages([passage.passage_id for passage in passages])
+        return [others[index] for index in own] if others else []
+
     def _alignment(self, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:
+        passages, own = self._share(passages)
+        passages = [passages[index] for index in own]
         ratios = self._experiment.wire.target_ratios[:1] * len(passages)
         latents = self._encode(passages, ratios, 0.0, self._features_of(passages))
         losses = {}
@@ -373,15 +394,26 @@ class WireTask:
         """Losses of receivers that read the latents of a step, averaged over several."""
         drawn = random.Random(f"{self._seed}/{step}/receiver").choice(self._receivers)
         readers = self._receivers if self._settings.receivers_per_step == "all" else [drawn]
-        latents = self._encode(passages, ratios, self.growth(step), self._features_of(passages))
+        passages, own = self._share(passages)
+        strangers = self._strangers(passages, own)
+        # Messages that the guard alone needs come last.
+        read = own + sorted({*strangers} - {*own})
+        encoded = [passages[index] for index in read]
+        latents = self._encode(
+            encoded,
+            [ratios[index] for index in read],
+            self.growth(step),
+            self._features_of(encoded),
+        )
         each = [
             self._read_latents(
                 receiver,
                 latents,
-                passages,
+                [passages[index] for index in own],
                 question_key=question_key,
                 kl=kl,
                 sharpness=self._least_sharpness[receiver.name] ** self.softness(step),
+                strangers=[read.index(index) for index in strangers],
             )
             for receiver in readers
         ]
@@ -442,20 +474,23 @@ class WireTask:
         question_key: str,
         sharpness: float = 1.0,
         kl: bool = True,
+        strangers: Sequence[int] = (),
     ) -> dict[str, Tensor]:
         settings, name = self._settings, receiver.name
         reader, most = self._latent_readers[name], settings.max_questions_per_passage
         packed = reader.pack([choose(p.questions[name], most, question_key) for p in passages])
         with self._autocast():
-            soft_tokens = self.module.soft_tokens(name, latents)
+            soft_tokens = own = self.module.soft_tokens(name, latents)
+            if len(own.mask) > len(passages):
+                own = soft_tokens.select([*range(len(passages))])
             with reader.softened(sharpness):
-                logits = reader.answer_logits(soft_tokens, packed)
+                logits = reader.answer_logits(own, packed)
             teacher = None
             if kl and settings.kl_weight:
                 teacher, _ = self._read_text(receiver, passages, question_key)
             losses = answer_loss(logits, teacher, packed, settings)
             if settings.guard_weight:
-                losses["guard"] = self._guard(reader, soft_tokens, packed, passages)
+                losses["guard"] = self._guard(reader, soft_tokens, packed, strangers)
                 losses["loss"] = losses["loss"] + settings.guard_weight * losses["guard"]
         return losses
 
@@ -464,15 +499,14 @@ class WireTask:
         reader: Receiver,
         soft_tokens: Source,
         packed: PackedQuestions,
-        passages: Sequence[TokenisedPassage],
+        strangers: Sequence[int],
     ) -> Tensor:
         """The guard of a batch; zero where all of its sources are of one passage."""
-        strangers = other_passages([p.passage_id for p in passages])
-        if strangers is None:
+        if not strangers:
             return soft_tokens.embeddings.new_zeros(())
         others = soft_tokens.select(strangers)
         with torch.no_grad():
-            nothing = reader.text_source([[] for _ in passages])
+            nothing = reader.text_source([[] for _ in strangers])
             no_message = reader.answer_logits(nothing, packed)
         logits = reader.answer_logits(others, packed)
         return guard_loss(logits, no_message, packed.target_ids, self._settings.guard_margin)

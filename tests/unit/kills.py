@@ -4,6 +4,7 @@ Run as a program it is a server that has torch imported and forks a process for 
 importing takes far longer than these trainings do.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -35,7 +36,12 @@ class Server:
         self._ask()
 
     def start(
-        self, results: Path, *arguments: str, strike: tuple[signal.Signals, int] | None = None
+        self,
+        results: Path,
+        *arguments: str,
+        strike: tuple[signal.Signals, int] | None = None,
+        environment: dict[str, str] | None = None,
+        prepare: str | None = None,
     ) -> int:
         """Starts a verb, and returns the number of its process.
 
@@ -43,11 +49,15 @@ class Server:
             results: its `--results`.
             arguments: the verb and its options.
             strike: a signal, and at which change of a file below `results` to send it.
+            environment: variables to set.
+            prepare: a module beside this one whose import prepares the process.
         """
         job = {
             "results": str(results),
             "arguments": [*arguments, "--results", str(results)],
             "strike": strike,
+            "environment": environment or {},
+            "prepare": prepare,
             "log": str(self._log),
         }
         return self._ask(job)
@@ -120,7 +130,10 @@ def _run(job: dict[str, Any], main: Callable[[list[str]], int]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     code = 1
+    os.environ.update(job["environment"])
     try:
+        if job["prepare"] is not None:
+            importlib.import_module(job["prepare"])
         if job["strike"] is not None:
             sys.addaudithook(_striker(job["results"], *job["strike"]))
         code = main(job["arguments"])

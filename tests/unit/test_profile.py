@@ -34,8 +34,9 @@ def test_every_stage_with_a_gpu_has_its_resources_and_no_other_has():
     rules = re.split(r"^ *rule (\w+):$", RULES, flags=re.MULTILINE)
     with_gpu = [name for name, body in zip(rules[1::2], rules[2::2], strict=True) if "gpu=" in body]
     assert sorted(PROFILE["set-resources"]) == sorted(with_gpu)
-    for resources in PROFILE["set-resources"].values():
-        assert resources == {"gpu": 1, "mem_mb": 256_000, "runtime": 12 * 60}
+    for rule, resources in PROFILE["set-resources"].items():
+        gpus = 4 if rule in ("train_wire", "adapt") else 1
+        assert resources == {"gpu": gpus, "mem_mb": 256_000, "runtime": 12 * 60}
 
 
 def test_snakemake_and_its_executor_know_every_key():
