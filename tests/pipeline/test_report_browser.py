@@ -24,6 +24,7 @@ CATEGORIES = {
     "Training": 1,
     "Cost": 1,
     "Probe": 1,
+    "Telepathy": 1,
     "Provenance": 1,
 }
 WITHOUT_DRAWING = 4
