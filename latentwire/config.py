@@ -410,6 +410,11 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 computes under autocast."
     )
+    checkpoint_activations: bool = Field(
+        False,
+        description="Keeps only the input of each layer for the backward pass, which computes the "
+        "rest again: far less memory, about a third more time, the same outcome.",
+    )
     log_every_steps: Positive = Field(
         20, description="A line of metrics.jsonl every so many steps."
     )
@@ -431,8 +436,11 @@ class Training(Section):
         return self
 
 
-NOT_SCIENCE = {"training": {"checkpoint_interval_seconds", "resume_across_code"}}
-"""Keys that decide when a training is saved and resumed, not what it makes."""
+NOT_SCIENCE = {
+    "training": {"checkpoint_activations", "checkpoint_interval_seconds", "resume_across_code"}
+}
+"""Keys that decide how much memory a training takes and when it is saved and resumed, not what it
+makes."""
 
 
 class Method(StrEnum):

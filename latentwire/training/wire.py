@@ -17,6 +17,7 @@ from latentwire.evaluation.scoring import f1
 from latentwire.files import copy_file, discard_partial, file_digest
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout, Split
+from latentwire.receivers.checkpointing import checkpoint_layers
 from latentwire.receivers.loading import (
     DESCRIPTION,
     latent_reader,
@@ -174,6 +175,10 @@ class WireTask:
         self._experiment, self._settings = experiment, experiment.training
         self._layout, self._receivers, self._seed = layout, receivers, seed
         self._latent_readers = {r.name: latent_reader(experiment, r) for r in receivers}
+        if self._settings.checkpoint_activations:
+            checkpoint_layers(wire.encoder.backbone)
+            for receiver in receivers:
+                receiver.checkpoint_activations()
         self._passages = self._tokenise("train")
         if experiment.wire.encoder_of is None:
             ratios = {*experiment.wire.target_ratios, self._text_ratio}
