@@ -235,6 +235,9 @@ _OPTION_KINDS: dict[str, dict[str, Any]] = {
     "--force": {"action": "store_true"},
     "--json": {"action": "store_true"},
     "--profile": {"type": Path},
+    "--memory-gib": {"type": float},
+    "--flops": {"type": float},
+    "--shape": {"action": "append", "metavar": "NAME=FILE"},
     "--name": {"required": True},
     "--receiver": {"required": True},
     "--method": {"required": True},
@@ -409,8 +412,11 @@ def _prepare(experiment: "Experiment", layout: Layout, options: argparse.Namespa
 
 
 def _train_wire(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.planning.plan import check_memory
     from latentwire.training.wire import train_wire
 
+    if not options.force:
+        check_memory(experiment, layout, options.wire)
     train_wire(experiment.of_wire(options.wire), layout, options.seed)
 
 
@@ -539,6 +545,30 @@ def _status(experiment: "Experiment", layout: Layout, options: argparse.Namespac
     print_status(layout, as_json=options.json)
 
 
+def _plan(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
+    from latentwire.planning.plan import print_plan
+
+    shapes = {}
+    for given in options.shape or ():
+        name, _, path = given.partition("=")
+        known = [*(receiver.name for receiver in experiment.receivers), *experiment.backbones]
+        if name not in known or not path:
+            raise UserError(
+                f"--shape {given}: give NAME=FILE, where NAME is one of {', '.join(known)}"
+            )
+        shapes[name] = Path(path)
+    print_plan(
+        experiment,
+        layout,
+        shapes,
+        options.profile or Path("profiles/slurm"),
+        options.memory_gib,
+        options.flops,
+        options.processes or 1,
+        options.json,
+    )
+
+
 def _doctor(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
     from latentwire.cluster.doctor import print_checks
 
@@ -566,6 +596,10 @@ _PROCESSES = (
     "--processes",
     "processes that train together (default: one for each GPU; 1 on the CPU)",
 )
+_FORCE_MEMORY = (
+    "--force",
+    "train even on the login node of a SLURM cluster, and where memory seems too little",
+)
 _JSON = ("--json", "print JSON instead of text")
 
 VERBS: dict[str, Verb] = {
@@ -581,7 +615,7 @@ VERBS: dict[str, Verb] = {
     "train-wire": Verb(
         _train_wire,
         "train the encoder and the adapters",
-        (_WIRE, _SEED, _PROCESSES, _FORCE),
+        (_WIRE, _SEED, _PROCESSES, _FORCE_MEMORY),
         trains=True,
         uses_torch=True,
         uses_device=True,
@@ -590,7 +624,7 @@ VERBS: dict[str, Verb] = {
     "adapt": Verb(
         _adapt,
         "train adapters of further receivers for the frozen encoder of a trained wire",
-        (_WIRE, _SEED, _PROCESSES, _FORCE),
+        (_WIRE, _SEED, _PROCESSES, _FORCE_MEMORY),
         trains=True,
         uses_torch=True,
         uses_device=True,
@@ -700,6 +734,20 @@ VERBS: dict[str, Verb] = {
         _doctor,
         "check versions, device, memory, disk, hub and SLURM, and say how to mend what is wrong",
         (("--profile", "profile of Snakemake to check (default: profiles/slurm)"), _JSON),
+        uses_torch=True,
+        writes=False,
+    ),
+    "plan": Verb(
+        _plan,
+        "say what each training will take, memory, time and saves, and refuse what cannot fit",
+        (
+            ("--memory-gib", "memory of the device, in GiB (default: what is free on this one's)"),
+            ("--flops", "operations per second of the device (default: measured on this one)"),
+            ("--processes", "processes that train together (default: 1)"),
+            ("--shape", "config.json of a model to use instead of its own, as NAME=FILE"),
+            ("--profile", "profile of Snakemake whose jobs have to save (default: profiles/slurm)"),
+            _JSON,
+        ),
         uses_torch=True,
         writes=False,
     ),

@@ -449,6 +449,11 @@ class Training(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16 computes under autocast."
     )
+    checkpoint_activations: bool = Field(
+        False,
+        description="Keeps only the input of each layer for the backward pass, which computes the "
+        "rest again: far less memory, about a third more time, the same outcome.",
+    )
     log_every_steps: Positive = Field(
         20, description="A line of metrics.jsonl every so many steps."
     )
@@ -471,10 +476,11 @@ class Training(Section):
 
 
 NOT_SCIENCE: dict[str, Any] = {
-    "training": {"checkpoint_interval_seconds", "resume_across_code"},
+    "training": {"checkpoint_activations", "checkpoint_interval_seconds", "resume_across_code"},
     "wire": {"senders": {"cache_gigabytes"}},
 }
-"""Keys that decide how a training goes, when it is saved and resumed, not what it makes."""
+"""Keys that decide how a training goes, what memory it takes, when it is saved and resumed; not what
+it makes."""
 
 
 class Method(StrEnum):

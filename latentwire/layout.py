@@ -20,6 +20,12 @@ class Layout:
         return self.results / self.experiment
 
     @property
+    def existing_folder(self) -> Path:
+        """The experiment's folder, or the one above it in which it will be made."""
+        folders = [self.root, *self.root.absolute().parents]
+        return next(folder for folder in folders if folder.exists())
+
+    @property
     def config(self) -> Path:
         return self.root / "config.yaml"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from latentwire.cluster.machine import gpu_names, package_versions
+from latentwire.cluster.machine import free_memory_bytes, gpu_names, package_versions
 from latentwire.cluster.profile import read_profile, slurm_faults
-from latentwire.cluster.slurm import has_slurm, parse_fields, run_command
+from latentwire.cluster.slurm import has_slurm, run_command, show_partition
 from latentwire.config import Experiment
 from latentwire.errors import UserError
 from latentwire.layout import Layout
@@ -130,14 +130,13 @@ def _threads(experiment: Experiment) -> Check:
 
 
 def _memory() -> Check:
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    (kib,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    fix = "" if kib * 1024 >= LEAST_MEMORY_BYTES else "end other programs, or ask for more (--mem)"
-    return Check("memory", f"{kib / 2**20:.1f} GiB free", fix, is_fatal=False)
+    free = free_memory_bytes("cpu") or 0
+    fix = "" if free >= LEAST_MEMORY_BYTES else "end other programs, or ask for more (--mem)"
+    return Check("memory", f"{free / 2**30:.1f} GiB free", fix, is_fatal=False)
 
 
 def _disk(layout: Layout) -> Check:
-    folder = next(path for path in [layout.root, *layout.root.absolute().parents] if path.exists())
+    folder = layout.existing_folder
     free = shutil.disk_usage(folder).free
     found = f"{free / 2**30:.0f} GiB free in {folder}"
     if not os.access(folder, os.W_OK):
@@ -189,12 +188,11 @@ def _slurm(profile: Path) -> Iterator[Check]:
 
 
 def _partition(name: str) -> Check:
-    shown = run_command("scontrol", "show", "partition", name)
-    if shown.returncode != 0:
+    facts = show_partition(name)
+    if not facts:
         known = run_command("sinfo", "--noheader", "--format", "%R").stdout.split()
         fix = f"set slurm_partition to one of {', '.join(known)}"
         return Check("partition", f"SLURM knows no {name!r}", fix)
-    facts = parse_fields(shown.stdout)
     found = f"{name}, preemption {facts.get('PreemptMode')}, grace {facts.get('GraceTime')} s"
     if facts.get("PreemptMode") == "CANCEL":
         return Check(

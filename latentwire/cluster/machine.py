@@ -1,11 +1,17 @@
-"""What a stage runs on: hardware and the versions of what computes."""
+"""What a stage runs on: hardware, how fast it is, and the versions of what computes."""
 
+import hashlib
 import os
 import platform
+import tempfile
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 # The packages whose versions may move the numbers of a training.
 COMPUTING = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -58,3 +64,48 @@ def processor_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
+
+
+def free_memory_bytes(device: str) -> int | None:
+    """Memory that is free on a device, `cpu` or `cuda`; none if there is no such device."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    (kib,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return kib * 1024
+
+
+def matmul_flops(device: str, dtype: "torch.dtype") -> float:
+    """Operations per second of a large product of square matrices, the best of several."""
+    import torch
+
+    size, repetitions = (8192, 10) if device == "cuda" else (1024, 4)
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    fastest = float("inf")
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        matrix @ matrix
+        if device == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * size**3 / fastest
+
+
+def save_bytes_per_second(folder: Path, num_bytes: int = 64 * 2**20) -> float:
+    """How fast a training state is hashed and written to the disk of a folder.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    block = os.urandom(2**20)
+    digest = hashlib.sha256()
+    with tempfile.TemporaryFile(dir=folder) as file:
+        started = time.perf_counter()
+        for _ in range(num_bytes // len(block)):
+            digest.update(block)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return num_bytes / (time.perf_counter() - started)

@@ -41,6 +41,13 @@ def read_profile(folder: Path) -> dict[str, Any]:
     return profile
 
 
+def signal_lead_seconds(profile: Mapping[str, Any]) -> int | None:
+    """Seconds before its time limit at which a job of a SLURM profile is told to end."""
+    extra = str((profile.get("default-resources") or {}).get("slurm_extra", ""))
+    found = re.search(r"--signal=(?:\w:)?\w+@(\d+)", extra)
+    return int(found[1]) if found else None
+
+
 def slurm_faults(profile: Mapping[str, Any]) -> list[str]:
     """What keeps jobs of a SLURM profile from starting, or from surviving; each with its fix."""
     extra = str((profile.get("default-resources") or {}).get("slurm_extra", ""))

@@ -87,6 +87,12 @@ def show_job(job_id: str) -> dict[str, str]:
     return parse_fields(shown.stdout) if shown.returncode == 0 else {}
 
 
+def show_partition(name: str) -> dict[str, str]:
+    """The fields of `scontrol show partition`; none if there is none or no answer."""
+    shown = run_command("scontrol", "show", "partition", name)
+    return parse_fields(shown.stdout) if shown.returncode == 0 else {}
+
+
 def parse_fields(text: str) -> dict[str, str]:
     """`Key=value` pairs of what scontrol shows of one thing; a value ends at white space."""
     return dict(re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)=(\S*)", text))

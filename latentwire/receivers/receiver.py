@@ -6,7 +6,7 @@ D embedding width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
+from latentwire.receivers.checkpointing import checkpoint_layers
 from latentwire.receivers.packing import (
     PackedQuestions,
     pack_questions,
@@ -132,13 +133,16 @@ class Receiver:
                 f"the attention of receiver {self.name!r} cannot be softened; set "
                 "training.softening to 0"
             )
-        for attention, scaling in self._attention_scalings:
-            attention.scaling = sharpness * scaling
-        try:
+        with _scaled([(own, sharpness * scaling) for own, scaling in self._attention_scalings]):
             yield
-        finally:
-            for attention, scaling in self._attention_scalings:
-                attention.scaling = scaling
+
+    def checkpoint_activations(self) -> None:
+        """Lets backward passes compute again what happens within the model's layers."""
+        checkpoint_layers(self.model, self._now_and_again)
+
+    def _now_and_again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Contexts of a layer and of its repetition, when attention is softened no longer."""
+        return nullcontext(), _scaled([(own, own.scaling) for own, _ in self._attention_scalings])
 
     @torch.no_grad()
     def generate(
@@ -263,6 +267,19 @@ class Receiver:
         return self.model.lm_head(
             hidden[packed.target_rows, num_prefix + packed.target_columns]
         ).float()
+
+
+@contextmanager
+def _scaled(scalings: Sequence[tuple[Any, float]]) -> Iterator[None]:
+    """Sets the scaling of attention modules for the length of a block."""
+    before = [attention.scaling for attention, _ in scalings]
+    for attention, scaling in scalings:
+        attention.scaling = scaling
+    try:
+        yield
+    finally:
+        for (attention, _), scaling in zip(scalings, before, strict=True):
+            attention.scaling = scaling
 
 
 def _add_to_input(

@@ -19,6 +19,7 @@ from latentwire.evaluation.scoring import f1
 from latentwire.files import copy_file, discard_partial, file_digest
 from latentwire.fingerprint import code_fingerprint
 from latentwire.layout import Layout, Split
+from latentwire.receivers.checkpointing import checkpoint_layers
 from latentwire.receivers.loading import (
     DESCRIPTION,
     latent_reader,
@@ -215,6 +216,10 @@ class WireTask:
         self._layout, self._receivers, self._seed = layout, receivers, seed
         self._latent_readers = {r.name: latent_reader(experiment, r) for r in receivers}
         self._senders: list[str | None] = [*experiment.wire.sender_names] or [None]
+        if self._settings.checkpoint_activations:
+            checkpoint_layers(wire.encoder.backbone)
+            for receiver in receivers:
+                receiver.checkpoint_activations()
         self._passages = self._tokenise("train")
         if experiment.wire.encoder_of is None:
             ratios = {*experiment.wire.target_ratios, self._text_ratio}

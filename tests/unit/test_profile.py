@@ -10,7 +10,7 @@ from snakemake.cli import get_argument_parser
 from snakemake_executor_plugin_slurm import ExecutorSettings
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
-from latentwire.cluster.profile import read_profile, slurm_faults
+from latentwire.cluster.profile import read_profile, signal_lead_seconds, slurm_faults
 from latentwire.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -26,6 +26,8 @@ def test_the_profile_has_no_fault_and_the_partition_and_account_of_its_users():
         "marlowe-m000066",
     )
     assert defaults["nodes"] == 1
+    assert signal_lead_seconds(PROFILE) == 120
+    assert signal_lead_seconds({"default-resources": {"slurm_partition": "gpu"}}) is None
     text = (REPOSITORY / "profiles/slurm/config.yaml").read_text()
     assert text.count("preempt\n") == text.count("marlowe-m000066") == 1
 

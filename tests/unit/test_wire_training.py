@@ -104,6 +104,33 @@ def test_lora_trains_updates_of_the_backbone_and_merges_them(tmp_path):
     torch.testing.assert_close(again, before, atol=1e-4, rtol=1e-4)
 
 
+def test_checkpointed_activations_change_no_gradient(task):
+    """Not even that of attention which was softened when it ran first, and is not any longer."""
+
+    def gradients(task):
+        task._least_sharpness = dict.fromkeys(task._least_sharpness, 0.5)
+        kept = {}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        task.module.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = task.losses(0)[0]["loss"]
+        loss.backward()
+        return [parameter.grad for parameter in task.module.parameters()], sum(kept.values())
+
+    whole, kept_whole = gradients(task)
+    settings = task._settings.model_copy(update={"checkpoint_activations": True})
+    experiment = task._experiment.model_copy(update={"training": settings})
+    layout, receivers = task._layout, task._receivers
+    again, kept = gradients(WireTask(experiment, layout, task.module, receivers, 1))
+    assert all(map(torch.equal, whole, again))
+    assert kept < kept_whole / 2
+
+
 def test_an_encoder_from_scratch_shares_nothing_with_its_backbone(tmp_path):
     trained, scratch = make_task(tmp_path / "a"), make_task(tmp_path / "b", from_scratch=True)
     backbones = [t.module.encoder.backbone.state_dict() for t in (trained, scratch)]
