@@ -62,7 +62,7 @@ def main() -> None:
     before = resident_bytes()
     receivers = [load_receiver(own, layout, receiver.name) for receiver in own.readers]
     task = WireTask(own, layout, make_wire(own, layout, receivers, seed), receivers, seed)
-    costs = [passage.num_tokens for passage in task._passages]
+    costs = [passage.num_tokens for passage in task._passages[None]]
 
     def size(step: int) -> int:
         _, batch = task.order.batch(step)

@@ -479,7 +479,7 @@ NOT_SCIENCE: dict[str, Any] = {
     "training": {"checkpoint_activations", "checkpoint_interval_seconds", "resume_across_code"},
     "wire": {"senders": {"cache_gigabytes"}},
 }
-"""Keys that decide how a training goes, what memory it takes, when it is saved and resumed; not what
+"""Keys that decide how a training goes, what memory it takes, when it is saved; not what
 it makes."""
 
 

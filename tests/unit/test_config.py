@@ -74,6 +74,7 @@ def test_shipped_configurations():
     assert {path.stem for path in SHIPPED} == {
         "config",
         "pocket-full",
+        "telepathy",
         "ablations",
         "smoke",
         "squad",
@@ -89,7 +90,7 @@ def test_pocket_full_is_the_default_with_more_steps_seeds_and_wires():
     assert full.readers == default.receivers
     assert full.wire.model_copy(update={"receivers": None}) == default.wire
     assert full.training.model_copy(update={"steps": default.training.steps}) == default.training
-    of_their_own = (*VARIANT_METHODS, *PROBE_METHODS)
+    of_their_own = (*VARIANT_METHODS, *RELAY_METHODS, *PROBE_METHODS)
     assert full.evaluation.methods == [method for method in Method if method not in of_their_own]
     methods = {"methods": default.evaluation.methods}
     assert full.evaluation.model_copy(update=methods) == default.evaluation

@@ -239,14 +239,14 @@ def test_a_real_step_takes_the_memory_that_was_planned(prepared, changes):
 
 
 def _size(task, batch):
-    return len(batch) * max(task._passages[index].num_tokens for index in batch)
+    return len(batch) * max(task._passages[None][index].num_tokens for index in batch)
 
 
 def test_lengths_are_about_those_of_the_tokens(prepared):
     experiment, layout = prepared
     lengths, passages = (
         expected_lengths(experiment, layout, "shared"),
-        make_task(*prepared)._passages,
+        make_task(*prepared)._passages[None],
     )
     assert lengths.source.sum() == pytest.approx(
         sum(len(p.encoder_ids) for p in passages), rel=0.05
