@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from latentwire.config import PROBE_METHODS, VARIANT_METHODS, Experiment, Method
+from latentwire.config import PROBE_METHODS, RELAY_METHODS, VARIANT_METHODS, Experiment, Method
 from latentwire.config_files import REPOSITORY, generated_files
 from latentwire.configuration import dump_yaml, load_experiment, validate
 from latentwire.errors import UserError
