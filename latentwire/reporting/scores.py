@@ -48,11 +48,11 @@ METHODS = {
     "latent_prompt": Look("latents that hold the question", "#88CCEE", "H"),
     "extractive_question": Look("sentences for the question", "#6699CC", ">"),
     "llmlingua_question": Look("LongLLMLingua with the question", "#882255", "d"),
-    "telepathy": Look("telepathy", "#0072B2", "p"),
-    "telepathy_hub": Look("telepathy hub", "#0072B2", "h"),
-    "telepathy_informed": Look("telepathy with the question", "#88CCEE", "p"),
-    "text_relay": Look("text relay", "#E69F00", "h"),
-    "sender_alone": Look("the sender alone", "#CC6677", "p"),
+    "telepathy": Look("telepathy", "#004488", "p"),
+    "telepathy_hub": Look("telepathy hub", "#997700", "h"),
+    "telepathy_informed": Look("telepathy with the question", "#994455", "p"),
+    "text_relay": Look("text relay", "#EE99AA", "h"),
+    "sender_alone": Look("the sender alone", "#225555", "p"),
 }
 
 

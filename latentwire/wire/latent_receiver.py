@@ -442,6 +442,6 @@ def _check_identity(receiver: Receiver, facts: ReceiverFacts, location: str) -> 
     ]
     if wrong:
         raise UserError(
-            f"{location} is not the model {receiver.name!r} that the wire was trained with: "
+            f"{location} is not the receiver {receiver.name!r} that the wire was trained with: "
             f"{'; '.join(wrong)}"
         )

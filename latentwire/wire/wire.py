@@ -469,7 +469,7 @@ class Wire(nn.Module):
             raise UserError(f"{len(texts)} texts need as many questions, not {len(questions)}")
         return [with_question(*pair) for pair in zip(texts, questions, strict=True)]
 
-    def _chunks(self, sources: Sequence[str], sender: str | None) -> list[list[list[int]]]:
+    def _chunks(self, sources: Sequence[str], sender: str | None = None) -> list[list[list[int]]]:
         """Token ids of the parts of each source, of which most have one."""
         windows = [self.max_source_tokens, self.encoder.backbone.config.max_position_embeddings]
         if sender is not None:

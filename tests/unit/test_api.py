@@ -325,7 +325,7 @@ def test_public_names_and_signatures_are_frozen():
         "Wire.from_pretrained": "location, device='cpu', revision=None",
         "Wire.save_pretrained": "self, directory",
         "Wire.push_to_hub": "self, repo_id, private=None, commit_message='Upload a wire'",
-        "Wire.encode": "self, texts, ratio, questions=None, batch_size=32",
+        "Wire.encode": "self, texts, ratio, questions=None, batch_size=32, sender=None",
         "Wire.receiver": "self, name, path=None",
         "Latents.to_bytes": "self, dtype='fp16'",
         "Latents.from_bytes": "payload",
