@@ -59,8 +59,10 @@ def step_shape(experiment: Experiment, lengths: Lengths, indices: Sequence[int])
         latents=int(_num_latents(experiment, longest, ratio)[0]),
         readings={
             name: ReadingShape(
-                own.head,
-                *(int(part[indices].max()) for part in (own.text, own.asked, own.text_asked)),
+                head=own.head,
+                text=int(own.text[indices].max()),
+                asked=int(own.asked[indices].max()),
+                text_asked=int(own.text_asked[indices].max()),
                 targets=int(own.targets[indices].sum()),
                 text_targets=int(own.text[indices].sum()),
             )

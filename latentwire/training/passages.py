@@ -84,16 +84,16 @@ def repetition(
 def unanswered(passage: TokenisedPassage) -> TokenisedPassage:
     """A passage that is read like any other, but of which nothing is known to learn from."""
     nothing: dict[str, list[int]] = {name: [] for name in passage.source_ids}
-    questions, text_questions = (
-        {name: [(ids, []) for ids, _ in pairs] for name, pairs in own.items()}
-        for own in (passage.questions, passage.text_questions)
-    )
+
+    def unasked(questions: dict[str, QuestionIds]) -> dict[str, QuestionIds]:
+        return {name: [(ids, []) for ids, _ in pairs] for name, pairs in questions.items()}
+
     return replace(
         passage,
         source_ids=nothing,
         encoder_index=nothing,
-        questions=questions,
-        text_questions=text_questions,
+        questions=unasked(passage.questions),
+        text_questions=unasked(passage.text_questions),
     )
 
 

@@ -14,10 +14,10 @@ rule train_wire:
         LAYOUT.benchmark("train_wire-{wire}-seed{seed}")
     wildcard_constraints:
         wire=any_of(wire for wire in WIRES if not is_adapted(wire)),
-    conda:
-        "../../environment.yml"
     # The longest jobs start first, or the last of them runs alone.
     priority: 1
+    conda:
+        "../../environment.yml"
     threads: EXPERIMENT.threads
     resources:
         gpu=NUM_GPUS,
