@@ -118,7 +118,7 @@ def _cell(cell: Cell) -> str:
         shown = _number(value)
         if around:
             shown += f' <span class="range">{_number(around[0])} – {_number(around[1])}</span>'
-        return f'<td class="number" data-value="{value:.6g}">{shown}</td>'
+        return f'<td class="number" data-value="{value!r}">{shown}</td>'
     return f"<td>{escape(value)}</td>"
 
 
