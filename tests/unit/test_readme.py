@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ IN_SENTENCE = re.compile(r"`((?:python -m )?latentwire [a-z][^`]*|make [a-z-]+)`
 # What only a cluster or a GPU has, with the options that pages use.
 ELSEWHERE = {
     "squeue": {"--me", "--format"},
-    "srun": {"--jobid", "--overlap"},
+    "srun": {"--jobid", "--overlap", "--ntasks-per-node", "--kill-on-bad-exit"},
     "scancel": set(),
     "nvidia-smi": {"--loop"},
 }
@@ -155,7 +156,8 @@ def _check_command(command: str, needs: str, copy: Path) -> None:
             pass
         case ["squeue" | "srun" | "scancel" | "nvidia-smi", *options]:
             assert needs, f"{command}: say above its block what it needs"
-            given = {word for word in options if word.startswith("-")}
+            own = takewhile("python".__ne__, options)
+            given = {word for word in own if word.startswith("-")}
             assert given <= ELSEWHERE[words[0]], f"{command}: is there such an option?"
         case ["tail", "-F", file]:
             assert Path(file).parent in _log_folders(Path(file))
