@@ -81,6 +81,8 @@ class Prompt:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        # The same questions and answers come many times.
+        unique = list(dict.fromkeys(texts))
+        ids = self.tokenizer(unique, add_special_tokens=False, split_special_tokens=True)
+        known = dict(zip(unique, ids["input_ids"], strict=True))
+        return [known[text] for text in texts]

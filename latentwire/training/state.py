@@ -10,7 +10,8 @@ import json
 import logging
 import random
 import struct
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -81,8 +82,7 @@ class StateDirectory:
         self._changed: dict[str, list[Any]] = {}
         self._saved: tuple[int, dict[str, Any]] | None = None
         self._copy = HostCopy()
-        self._writer = ThreadPoolExecutor(1, "save")
-        self._pending: Future[None] | None = None
+        self._pending: futures.Future[None] | None = None
         self._slot = 0
 
     def __enter__(self) -> Self:
@@ -112,7 +112,8 @@ class StateDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         # A save that was begun is finished, whatever ended the training.
-        self._writer.shutdown()
+        if self._pending is not None:
+            futures.wait([self._pending])
         if error is not None:
             # What ended it is what matters, not that the disk has no room to note it.
             with contextlib.suppress(UserError):
@@ -137,7 +138,7 @@ class StateDirectory:
     @leader_only
     def prepare(self, state: dict[str, Any]) -> None:
         """Takes the memory that saving a state will need, meanwhile."""
-        self._pending = self._writer.submit(self._copy.prepare, state)
+        self._start(self._copy.prepare, state)
 
     @leader_only
     def save(self, step: int, state: dict[str, Any], wait: bool = False) -> None:
@@ -164,7 +165,7 @@ class StateDirectory:
         }
         # Training stands still while it waits, and needs no copy.
         content = content if wait else self._copy.of(content)
-        self._pending = self._writer.submit(self._write, self._slot, step, content)
+        self._start(self._write, self._slot, step, content)
         self._slot = 1 - self._slot
         if wait:
             self.wait()
@@ -223,6 +224,17 @@ class StateDirectory:
         state = torch.load(content, map_location="cpu", weights_only=True)
         self._check_identity(state)
         return saved_step(newest), state
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Starts work beside the training, in a thread that ends with it.
+
+        One that stayed would keep the threads that torch started for it. OpenMP counts them, and
+        lets threads sleep at every barrier once there are more than cores: steps took half as long
+        again.
+        """
+        executor = futures.ThreadPoolExecutor(1, "save")
+        self._pending = executor.submit(work, *arguments)
+        executor.shutdown(wait=False)
 
     def _write(self, slot: int, step: int, content: dict[str, Any]) -> None:
         with whole_file(self.path / _SLOTS[slot]) as temporary:

@@ -239,6 +239,19 @@ def test_training_goes_on_while_its_state_is_written(tmp_path, monkeypatch):
         assert state.load()[1]["module"]["weights"].tolist() == [0, 1, 2]
 
 
+def test_the_thread_of_a_save_ends_with_it(tmp_path):
+    # One that stayed would count as using the cores, and slow every step.
+    with open_state(tmp_path / "run") as state:
+        state.begin(0, 1)
+        state.prepare({"weights": torch.zeros(2)})
+        state.save(1, {"weights": torch.ones(2)})
+        state.wait()
+        for thread in threading.enumerate():
+            if thread.name.startswith("save"):
+                thread.join(10)
+                assert not thread.is_alive()
+
+
 def test_learning_rate_schedule():
     factors = [learning_rate_factor(step, 100, 10) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
