@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -75,7 +76,15 @@ class Browser:
     def click(self, text):
         """Clicks an entry of the report's menu; of its own pages, where Snakemake has one too."""
         path = f"//a[normalize-space()='{text}']"
-        self.wait(lambda: self.driver.find_elements(By.XPATH, path))[-1].click()
+
+        def click_last():
+            *_, last = self.driver.find_elements(By.XPATH, path)
+            last.click()
+            return True
+
+        # Entries slide to their places: one may lie over another, or not be there yet.
+        ignored = (WebDriverException, ValueError)
+        WebDriverWait(self.driver, SECONDS, ignored_exceptions=ignored).until(lambda _: click_last())
 
     def errors(self):
         log = self.driver.get_log("browser")
