@@ -20,7 +20,7 @@ demo: $(INSTALLED) ## Run the pocket experiment, from data to report, and show i
 	@$(IN_VENV) python -m latentwire show
 
 test: $(INSTALLED) ## Run the tests, those on SLURM apart
-	$(IN_VENV) python -m pytest -m "not slurm" --numprocesses $(CORES) --dist loadgroup
+	$(IN_VENV) python -m pytest -m "not slurm" --numprocesses $(CORES)
 
 test-slurm: $(INSTALLED) ## Kill trainings on a private SLURM in every way there is; 10 minutes
 	@PATH="$$PATH:/usr/sbin"; command -v slurmctld > /dev/null || \

@@ -77,14 +77,16 @@ class Browser:
         """Clicks an entry of the report's menu; of its own pages, where Snakemake has one too."""
         path = f"//a[normalize-space()='{text}']"
 
-        def click_last():
+        def click_last() -> bool:
             *_, last = self.driver.find_elements(By.XPATH, path)
             last.click()
             return True
 
         # Entries slide to their places: one may lie over another, or not be there yet.
-        ignored = (WebDriverException, ValueError)
-        WebDriverWait(self.driver, SECONDS, ignored_exceptions=ignored).until(lambda _: click_last())
+        moving = WebDriverWait(
+            self.driver, SECONDS, ignored_exceptions=(WebDriverException, ValueError)
+        )
+        moving.until(lambda _: click_last())
 
     def errors(self):
         log = self.driver.get_log("browser")
