@@ -117,7 +117,9 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 def copy_from_leader(parameters: Iterable[nn.Parameter]) -> None:
     """Gives all processes the values of the leader, to the bit."""
-    if num_processes() > 1:
+    if num_processes() == 1:
+        return
+    with _noticing_ends():
         for parameter in parameters:
             dist.broadcast(parameter.detach(), 0)
 

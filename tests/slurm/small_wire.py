@@ -142,7 +142,9 @@ class Training:
         return "".join(path.read_text() for path in sorted(folder.glob("*.log")))
 
     def assert_same_as_without_slurm(self) -> None:
-        expected = self._workflow.expected / f"shared/seed{self._seed}"
+        self.assert_same_as(self._workflow.expected / f"shared/seed{self._seed}")
+
+    def assert_same_as(self, expected: Path) -> None:
         for name in ("model.safetensors", "config.json"):
             assert (self.wire / name).read_bytes() == (expected / name).read_bytes(), name
         assert _rows(self.wire) == _rows(expected)

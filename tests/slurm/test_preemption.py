@@ -1,11 +1,14 @@
 """A training on a real SLURM is killed in every way there is; the wire is the same to the bit."""
 
+import shlex
+import shutil
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cluster import wait_for
-from small_wire import START_SECONDS, STEPS, Training
+from small_wire import CONFIG, START_SECONDS, STEPS, Training
 
 
 @pytest.fixture(autouse=True)
@@ -72,10 +75,50 @@ def change_limit(cluster, job, minutes):
     cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
 
 
+def test_a_training_on_two_processes_goes_on_after_preemption_and_requeue(workflow, cluster):
+    training, whole = Training(workflow, 1), workflow.path / "two-processes"
+    command = ["latentwire", "train-wire", "--config", CONFIG, "--processes", "2", "--seed", "1"]
+    workflow.run(*command)
+    shutil.move(training.wire, whole)
+
+    def hold(step):
+        wait_for(lambda: training.step >= step and training.processes, f"step {step}", START_SECONDS)
+        # All processes of the step, not the launcher alone.
+        cluster.run("scancel", "--signal=STOP", job)
+
+    log = workflow.path / "two-processes.log"
+    job = cluster.run(
+        "sbatch",
+        "--parsable",
+        "--requeue",
+        "--signal=TERM@120",
+        "--open-mode=append",
+        f"--output={log}",
+        f"--chdir={workflow.path}",
+        "--cpus-per-task=2",
+        f"--wrap=srun {shlex.join([sys.executable, '-m', *command])}",
+    )
+    hold(3)
+    cluster.preempt(cluster.job(job)["NodeList"])
+    hold(10)
+    cluster.run("scontrol", "requeue", job)
+    wait_for(lambda: not cluster.jobs(), "the training to end", START_SECONDS)
+
+    assert cluster.job(job)["JobState"] == "COMPLETED", log.read_text()
+    assert cluster.job(job)["Restarts"] == "2"
+    training.assert_same_as(whole)
+    preempted, requeued = training.resumes
+    assert 3 <= preempted < 10 <= requeued < STEPS
+    for step in training.resumes:
+        assert log.read_text().count(f"resuming after step {step}\n") == 1
+
+
 def test_a_cancelled_training_ends_the_workflow_with_an_error(workflow, cluster):
     training = Training(workflow, 1)
     with workflow.running(training) as snakemake:
         job = training.hold(2)
+        # A thread for each of the processes that four GPUs would have.
+        assert cluster.job(job)["NumCPUs"] == "4"
         cluster.run("scancel", job)
         assert snakemake.wait(START_SECONDS) != 0
     assert not training.wire.exists()

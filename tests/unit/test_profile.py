@@ -7,8 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 from snakemake.cli import get_argument_parser
+from snakemake.iocontainers import ResourceList
+from snakemake.resources import Resource
 from snakemake_executor_plugin_slurm import ExecutorSettings
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
+from snakemake_executor_plugin_slurm_jobstep import get_cpu_setting
 
 from latentwire.cluster.profile import read_profile, signal_lead_seconds, slurm_faults
 from latentwire.errors import UserError
@@ -39,6 +42,15 @@ def test_every_stage_with_a_gpu_has_its_resources_and_no_other_has():
     for rule, resources in PROFILE["set-resources"].items():
         gpus = 4 if rule in ("train_wire", "adapt") else 1
         assert resources == {"gpu": gpus, "mem_mb": 256_000, "runtime": 12 * 60}
+
+
+def test_a_job_has_the_threads_of_a_process_for_each_of_its_gpus():
+    cpus = Resource.from_cli_expression(
+        "cpus_per_gpu", PROFILE["default-resources"]["cpus_per_gpu"]
+    ).evaluate(None, input=None, attempt=1, threads=8, rulename="", async_run=None)
+    job = SimpleNamespace(threads=8, resources=ResourceList(fromdict={"cpus_per_gpu": cpus.value}))
+    assert get_cpu_setting(job, gpu=True) == "--cpus-per-gpu=8"
+    assert get_cpu_setting(job, gpu=False) == "--cpus-per-task=8"
 
 
 def test_snakemake_and_its_executor_know_every_key():
