@@ -818,8 +818,9 @@ class Experiment(Section):
 
     @property
     def swept(self) -> dict[str, tuple[str, int]]:
-        """Wires that read one layer of one sender: which sender, and which layer."""
-        each = {name: self.of_wire(name).wire for name in self.wires}
+        """Ablations that read one layer of one sender: which sender, and which layer."""
+        names = [variant.name for variant in self.variants if variant.method == Method.ablation]
+        each = {name: self.of_wire(name).wire for name in names}
         return {
             name: (own.sender_names[0], own.sender_layers[0])
             for name, own in each.items()

@@ -423,3 +423,12 @@ def test_an_encoder_is_only_asked_for_ratios_that_it_writes():
     adapted = variant(wire={"encoder_of": "shared", "receivers": ["qwen"], "target_ratios": [32]})
     with pytest.raises(UserError, match="does not write at 32, only at"):
         validate({"wire": {"receivers": ["llama"]}, "variants": [adapted]})
+
+
+def test_a_sweep_holds_each_layer_once_and_all_are_trained_alike():
+    experiment = shipped("telepathy")
+    layers = sorted(experiment.swept.values())
+    assert layers == [("llama", layer) for layer in range(5)] + [("qwen", n) for n in (1, 2, 3)]
+    wires = [experiment.of_wire(name) for name in experiment.swept]
+    assert {own.wire.source_mode for own in wires} == {"context"}
+    assert len({own.training.model_dump_json() for own in wires}) == 1
