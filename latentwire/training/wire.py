@@ -34,7 +34,13 @@ from latentwire.receivers.states import check_layers
 from latentwire.training.batches import BatchOrder
 from latentwire.training.features import FeatureCache
 from latentwire.training.loop import METRICS, Schedule, fit
-from latentwire.training.objective import alignment_loss, answer_loss, guard_loss
+from latentwire.training.objective import (
+    LikelyTokens,
+    alignment_loss,
+    answer_loss,
+    guard_loss,
+    likely_tokens,
+)
 from latentwire.training.passages import (
     QuestionIds,
     TokenisedPassage,
@@ -490,9 +496,11 @@ class WireTask:
                 own = soft_tokens.select([*range(len(passages))])
             with reader.softened(sharpness):
                 logits = reader.answer_logits(own, packed)
-            teacher = None
+            teacher: Tensor | LikelyTokens | None = None
             if kl and settings.kl_weight:
                 teacher, _ = self._read_text(receiver, passages, question_key)
+                if settings.teacher_top_k is not None:
+                    teacher = likely_tokens(teacher, settings.teacher_top_k)
             losses = answer_loss(logits, teacher, packed, settings)
             if settings.guard_weight:
                 losses["guard"] = self._guard(reader, soft_tokens, packed, strangers)
