@@ -123,6 +123,23 @@ def test_soft_tokens_are_spread_and_deep(receiver):
                 assert greedy[: len(answers[number])] == answers[number]
 
 
+def test_one_reading_serves_generation_and_scoring(receiver):
+    packed = pack(receiver)
+    text = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
+    deep = torch.randn(text.embeddings.shape, generator=torch.manual_seed(1))
+    source = Source(text.embeddings, text.mask, torch.linspace(1.5, 4, len(CONTEXTS)), (deep,))
+    reading = receiver.read(source, [receiver.prompt.question_ids(row) for row in QUESTIONS])
+    answers = reading.generate(max_new_tokens=5)
+    golds = [ids for row in ANSWERS for ids in receiver.prompt.answer_ids(row)]
+    logits, scored = reading.answer_logits(golds)
+    assert torch.equal(scored.target_ids, packed.target_ids)
+    torch.testing.assert_close(logits, receiver.answer_logits(source, packed), atol=1e-4, rtol=1e-4)
+    # Neither has left anything behind, and empty answers need no further pass.
+    assert reading.generate(max_new_tokens=5) == answers
+    first, _ = reading.answer_logits([ids[-1:] for ids in golds])
+    assert torch.equal(first, logits[scored.starts_answer])
+
+
 def test_softening_scales_attention_logits_and_ends_with_its_block(receiver):
     packed = pack(receiver)
     source = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
