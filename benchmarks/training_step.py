@@ -5,9 +5,9 @@
 Takes steps of an experiment whose data and receivers are prepared, as they are once ratios have
 grown, optimiser among it. Each is timed, and then, before the next one:
 
-* bare compute: every call of the encoder's layers, of a receiver's layers and of its head that the
-  step made, made again by itself on the same tensors; forward, and backward where the step went
-  back: into weights and inputs for the encoder, into inputs alone for receivers;
+* bare compute: what the step did of the encoder, of each receiver's layers and of its head, done
+  again by itself on the same tensors: forward, and backward where the step went back, into weights
+  and inputs for the encoder, into inputs alone for receivers;
 * a straightforward loop on as many questions, drawn at random, as a Trainer goes through them: one
   question a row, each row padded to the longest, logits at all positions, a teacher in a pass of
   its own, and AdamW. It pays for no tokenising, no spread positions and no deep soft tokens;
@@ -24,11 +24,10 @@ import random
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,6 +48,7 @@ from latentwire.training.loop import Schedule, fit
 from latentwire.training.optimisers import make_optimisers
 from latentwire.training.state import Identity, StateDirectory
 from latentwire.training.wire import WireTask, make_wire
+from latentwire.wire.encoder import EncodedSources
 from latentwire.wire.wire import Wire
 
 WARM_UP_STEPS = 2
@@ -58,59 +58,85 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a part of a model, with its arguments."""
+    """A part of a step that can be done again.
+
+    Attributes:
+        part: whose it is.
+        forward: what was called.
+        weights: those that it trains.
+        arguments: positional and by name, cut off from what made them.
+        goes_back: whether gradients came back through it.
+        flops: its operations.
+    """
 
     part: str
-    module: nn.Module
+    forward: Callable[..., Any]
+    weights: Sequence[nn.Parameter]
     arguments: tuple[Any, dict[str, Any]]
     goes_back: bool
+    flops: float
 
-    def make(self) -> None:
+    def repeat(self) -> None:
         arguments, named = self.arguments
         with torch.set_grad_enabled(self.goes_back):
-            output = self.module(*arguments, **named)
-        if not self.goes_back:
-            return
-        outputs = [value for value in tree_leaves(output) if isinstance(value, Tensor)]
-        wanted = [*filter(_wants_gradient, tree_leaves(self.arguments)), *self._trained()]
-        upstream = [torch.ones_like(value) for value in outputs]
-        torch.autograd.grad(outputs, wanted, upstream, allow_unused=True)
-
-    def flops(self) -> float:
-        passes = 1 + self.goes_back + bool(self._trained())
-        first = next(v for v in tree_leaves(self.arguments) if isinstance(v, Tensor))
-        if isinstance(self.module, nn.Linear):
-            rows = first.numel() / first.shape[-1]
-            return 2 * passes * self.module.weight.numel() * rows
-        batch, length = first.shape[:2]
-        return model_flops(
-            model_shape(self.module), Work(batch * length, batch * length**2), passes
-        )
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [p for p in self.module.parameters() if p.requires_grad]
+            output = self.forward(*arguments, **named)
+        if self.goes_back:
+            outputs = [value for value in tree_leaves(output) if _is_differentiable(value)]
+            inputs = [*filter(_is_differentiable, tree_leaves(self.arguments)), *self.weights]
+            upstream = [torch.ones_like(value) for value in outputs]
+            torch.autograd.grad(outputs, inputs, upstream, allow_unused=True)
 
 
 class Calls:
-    """Notes the calls of the parts of models while it is told to."""
+    """Notes what a step calls of the encoder, and of receivers' layers and heads, while told to."""
 
     def __init__(self, wire: Wire, receivers: Sequence[Receiver]) -> None:
         self.is_noting = False
         self.noted: list[Call] = []
-        encoder = [wire.encoder.backbone, wire.encoder.project]
-        frozen: list[Any] = [receiver.model for receiver in receivers]
-        readers = [module for model in frozen for module in (model.model, model.lm_head)]
-        for part, modules in (("encoder", encoder), ("receivers", readers)):
-            for module in modules:
-                hook = partial(self._note, part)
-                module.register_forward_pre_hook(hook, with_kwargs=True)
+        self._encoder = wire.encoder
+        self._read, self._latents = wire.encoder.read, wire.encoder.latents
+        # Methods of their own, unlike what a module is called for.
+        vars(wire.encoder).update(read=self._note_read, latents=self._note_latents)
+        for model in (cast(Any, receiver.model) for receiver in receivers):
+            for module in (model.model, model.lm_head):
+                module.register_forward_pre_hook(self._note_receiver, with_kwargs=True)
 
-    def _note(self, part: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _note_read(self, *arguments: Tensor) -> EncodedSources:
+        self._last_read = arguments
+        return self._read(*arguments)
+
+    def _note_latents(self, sources: EncodedSources, groups: Tensor) -> tuple[Tensor, Tensor]:
         if self.is_noting:
+            backbone, project = self._encoder.backbone, self._encoder.project
+            self._note(
+                "encoder",
+                self._encode,
+                self._encoder,
+                ((*self._last_read, groups), {}),
+                [(backbone, self._last_read[0].shape), (project, groups.sum())],
+            )
+        return self._latents(sources, groups)
+
+    def _encode(self, *arguments: Tensor) -> Tensor:
+        *read, groups = arguments
+        return self._latents(self._read(*read), groups)[0]
+
+    def _note_receiver(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.is_noting:
+            read = kwargs["inputs_embeds"].shape if kwargs else len(args[0])
             # Nothing but a teacher, or a guard without message, reads without gradients.
-            goes_back = torch.is_grad_enabled()
-            name = part if goes_back else "teachers"
-            self.noted.append(Call(name, module, tree_map(_cut_off, (args, kwargs)), goes_back))
+            part = "receivers" if torch.is_grad_enabled() else "teachers"
+            self._note(part, module, module, (args, kwargs), [(module, read)])
+
+    def _note(
+        self, part: str, forward: Any, module: nn.Module, arguments: Any, work: Sequence[Any]
+    ) -> None:
+        weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        goes_back = torch.is_grad_enabled()
+        passes = 1 + goes_back + bool(weights)
+        flops = sum(_flops(own, read, passes) for own, read in work)
+        cut_off = tree_map(_cut_off, arguments)
+        self.noted.append(Call(part, forward, weights, cut_off, goes_back, flops))
 
 
 class Measured:
@@ -154,11 +180,11 @@ class Measured:
         seconds = dict.fromkeys(("encoder", "receivers", "teachers"), np.zeros(2))
         for call in self._calls.noted:
             with self._task._autocast():
-                seconds[call.part] = seconds[call.part] + timed(call.make)
+                seconds[call.part] = seconds[call.part] + timed(call.repeat)
         for part, own in seconds.items():
             self.times[part].append(own)
         self.times["bare"].append(sum(seconds.values()))
-        self.flops.append(sum(call.flops() for call in self._calls.noted))
+        self.flops.append(sum(call.flops for call in self._calls.noted))
         count = self.questions[-1]
         self.times["straightforward"].append(timed(lambda: self._plain.step(count)))
         self.times["optimiser"].append(timed(self._plain.update))
@@ -258,7 +284,15 @@ def timed(call: Any) -> np.ndarray:
     return clock() - started
 
 
-def _wants_gradient(value: Any) -> bool:
+def _flops(module: nn.Module, read: Any, passes: int) -> float:
+    """Operations of a linear layer, given its rows, or of all layers, given the shape they read."""
+    if isinstance(module, nn.Linear):
+        return 2 * passes * module.weight.numel() * int(read)
+    batch, length = read[:2]
+    return model_flops(model_shape(module), Work(batch * length, batch * length**2), passes)
+
+
+def _is_differentiable(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
