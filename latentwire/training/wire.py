@@ -300,7 +300,8 @@ class WireTask:
     ) -> float:
         passages = passages[:_DEV_PASSAGES_ANSWERED]
         latents = self._encode(passages, [ratio] * len(passages))
-        source = self.module.soft_tokens(receiver.name, latents)
+        with self._autocast():
+            source = self.module.soft_tokens(receiver.name, latents)
         reader = self._latent_readers[receiver.name]
         return self._answers_f1(reader, source, [p.questions[receiver.name] for p in passages])
 
