@@ -99,13 +99,13 @@ def main() -> None:
 
 def run(config: Path, cores: str) -> None:
     """Every stage, the training by two processes."""
-    workflow = [sys.executable, "-m", "snakemake", "--quiet", "--cores", cores]
-    workflow += ["--configfile", str(config)]
+    snakemake = [sys.executable, "-m", "snakemake"]
+    options = ["--cores", cores, "--configfile", str(config)]
     training = [sys.executable, "-m", "latentwire", "train-wire", "--config", str(config)]
     for command in (
-        [*workflow, "prepare"],
+        [*snakemake, "prepare", *options],
         [*training, "--processes", "2"],
-        workflow,
+        [*snakemake, *options],
     ):
         subprocess.run(command, check=True, stdout=sys.stderr)
 
