@@ -6,7 +6,10 @@ from functools import partial
 import pytest
 import torch
 from samples import ANSWERS, CONTEXTS, QUESTIONS
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from latentwire.errors import UserError
+from latentwire.receivers.loading import open_model
 from latentwire.receivers.packing import pack_questions, pad_rows
 from latentwire.receivers.prompt import Prompt
 from latentwire.receivers.receiver import Receiver, Source
@@ -159,6 +162,13 @@ def test_softening_scales_attention_logits_and_ends_with_its_block(receiver):
 def test_receiver_is_frozen(receiver):
     assert not receiver.model.training
     assert not any(parameter.requires_grad for parameter in receiver.model.parameters())
+
+
+def test_a_model_of_another_build_is_refused(tmp_path):
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=8, vocab_size=8)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="GPT2LMHeadModel, which cannot be a receiver"):
+        open_model(str(tmp_path), None, torch.float32)
 
 
 def test_answers_end_with_eos_and_carry_the_anchor_space(receiver):
