@@ -431,6 +431,11 @@ class Training(Section):
         ge=0,
         description="Weight of KL(teacher || student); teacher = receiver with full text.",
     )
+    teacher_top_k: Positive | None = Field(
+        None,
+        description="How many of the teacher's likeliest tokens are told apart; all others count "
+        "as one, which takes less memory. None tells all apart.",
+    )
     k_token_depth: int = Field(
         0, ge=0, description="Extra cross-entropy over the first K answer tokens; 0 is off."
     )

@@ -49,17 +49,15 @@ def answer(
     examples = [example for group in groups for example in group]
     questions = receiver.prompt.question_ids([example.question for example in examples])
     started = time.perf_counter()
-    rows = lay_out(questions, groups)
-    texts = receiver.decode(receiver.generate(source, rows, max_new_tokens))
+    reading = receiver.read(source, lay_out(questions, groups))
+    texts = receiver.decode(reading.generate(max_new_tokens))
     seconds = (time.perf_counter() - started) / len(examples)
     references = [example.answers or [no_answer_text] for example in examples]
     reference_ids = lay_out(
         receiver.prompt.answer_ids([reference for own in references for reference in own]),
         references,
     )
-    gold = [ids[0] for ids in reference_ids]
-    packed = receiver.pack(lay_out(zip(questions, gold, strict=True), groups))
-    logits = receiver.answer_logits(source, packed)
+    logits, packed = reading.answer_logits([ids[0] for ids in reference_ids])
     first_tokens = logits[packed.starts_answer].argmax(-1).tolist()
     num_head = len(receiver.prompt.head_ids)
     return [

@@ -28,7 +28,12 @@ from latentwire.planning.steps import StepShape
 from latentwire.receivers.checkpointing import checkpoint_layers
 from latentwire.receivers.packing import PackedQuestions
 from latentwire.receivers.receiver import Receiver, Source
-from latentwire.training.objective import answer_loss, guard_loss
+from latentwire.training.objective import (
+    LikelyTokens,
+    answer_loss,
+    guard_loss,
+    likely_tokens,
+)
 from latentwire.wire.encoder import Encoder
 from latentwire.wire.reading import LatentBatch
 from latentwire.wire.wire import Wire
@@ -172,12 +177,14 @@ class _Step:
             # What soft tokens add to deeper layers is kept nowhere.
             soft_tokens = replace(self._wire.soft_tokens(name, latents), deep=())
             logits = receiver.answer_logits(soft_tokens, packed)
-            teacher = None
+            teacher: Tensor | LikelyTokens | None = None
             if kl and settings.kl_weight:
                 with torch.no_grad():
                     text = _text_source(receiver, shape.rows, own.text)
                     asked = _packed(shape.rows, own.text_asked, own.targets)
                     teacher = receiver.answer_logits(text, asked)
+                    if settings.teacher_top_k is not None:
+                        teacher = likely_tokens(teacher, settings.teacher_top_k)
             loss = answer_loss(logits, teacher, packed, settings)["loss"]
             if settings.guard_weight:
                 with torch.no_grad():

@@ -1,6 +1,6 @@
 """The models of a wire's training, as their configurations describe them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +20,11 @@ from latentwire.wire.wire import Wire
 
 @dataclass(frozen=True)
 class Models:
-    """A wire to train, without tokenizer, and its frozen receivers by name."""
+    """A wire to train, without tokenizer, and its frozen receivers and senders by name."""
 
     wire: Wire
     receivers: Mapping[str, PreTrainedModel]
+    senders: Mapping[str, PreTrainedModel]
 
 
 def build_models(
@@ -41,24 +42,26 @@ def build_models(
         UserError: if a configuration cannot be read.
     """
     own = experiment.of_wire(wire)
-    receivers, facts = {}, {}
-    for reader in own.readers:
-        config = _read_config(experiment, layout, reader.name, shapes)
-        receivers[reader.name] = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, reader.dtype), attn_implementation="sdpa"
-        ).eval()
-        receivers[reader.name].requires_grad_(False)
-        facts[reader.name] = ReceiverFacts(config.hidden_size, 1.0, config.num_hidden_layers, [])
+    receivers = _frozen(experiment, layout, [reader.name for reader in own.readers], shapes)
     # A wire that takes another's encoder is made as that one was.
     settings = experiment.of_wire(own.wire.encoder_of or wire).wire
+    # A sender that is a receiver too is loaded once more.
+    senders = _frozen(experiment, layout, settings.sender_names, shapes)
     config = _read_config(experiment, layout, settings.encoder.backbone, shapes)
     backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-    made = Wire(settings, backbone, cast(Any, None), {}, facts)
+    facts, of_senders = (
+        {
+            name: ReceiverFacts(model.config.hidden_size, 1.0, model.config.num_hidden_layers, [])
+            for name, model in models.items()
+        }
+        for models in (receivers, senders)
+    )
+    made = Wire(settings, backbone, cast(Any, None), {}, facts, senders=of_senders)
     if own.wire.encoder_of is not None:
         made.encoder.requires_grad_(False)
     elif settings.encoder.lora_rank is not None:
         made.encoder.add_lora(settings.encoder.lora_rank)
-    return Models(made, receivers)
+    return Models(made, receivers, senders)
 
 
 def model_shape(model: Any) -> ModelShape:
@@ -78,6 +81,21 @@ def model_shape(model: Any) -> ModelShape:
 
 def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _frozen(
+    experiment: Experiment, layout: Layout, names: Sequence[str], shapes: Mapping[str, Path]
+) -> dict[str, PreTrainedModel]:
+    dtypes = {receiver.name: receiver.dtype for receiver in experiment.receivers}
+    models = {}
+    for name in names:
+        models[name] = AutoModelForCausalLM.from_config(
+            _read_config(experiment, layout, name, shapes),
+            dtype=getattr(torch, dtypes[name]),
+            attn_implementation="sdpa",
+        ).eval()
+        models[name].requires_grad_(False)
+    return models
 
 
 def _read_config(

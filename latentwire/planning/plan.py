@@ -125,6 +125,8 @@ def _changes(own: Experiment, memory: Memory, available: int) -> Iterator[str]:
             yield f"receivers.{index}.dtype: bfloat16"
     if settings.precision == "float32":
         yield "training.precision: bfloat16"
+    if settings.kl_weight and settings.teacher_top_k is None:
+        yield "training.teacher_top_k: 64"
     if settings.receivers_per_step == "all" and len(own.readers) > 1:
         yield "training.receivers_per_step: one"
     room, passages = available - memory.held, settings.passages_per_step
@@ -140,6 +142,7 @@ def _changes(own: Experiment, memory: Memory, available: int) -> Iterator[str]:
 def _parts(memory: Memory) -> list[tuple[str, int]]:
     parts = [
         ("frozen receivers", memory.receivers),
+        ("frozen senders", memory.senders),
         ("encoder and adapters", memory.wire),
         ("optimiser", memory.optimiser),
         ("copy for saving", memory.saving),

@@ -38,6 +38,7 @@ class Memory:
 
     Attributes:
         receivers: their frozen weights.
+        senders: theirs.
         wire: weights of encoder and adapters.
         optimiser: Muon's momentum and AdamW's moments.
         saving: on the CPU, the copy from which a state is saved.
@@ -48,11 +49,12 @@ class Memory:
         encoder_activations: what the encoder keeps for the backward pass.
         receiver_activations: what the receivers keep.
         logits: those of a receiver at the answers, among what it keeps.
-        teacher_logits: those of the same receiver that reads the text.
+        teacher_logits: what is kept of those of the same receiver that reads the text.
         step: the most at any moment of a forward and backward pass.
     """
 
     receivers: int
+    senders: int
     wire: int
     optimiser: int
     saving: int
@@ -69,7 +71,7 @@ class Memory:
     @property
     def held(self) -> int:
         """What is there all the time, however small a step is."""
-        weights = self.receivers + self.wire
+        weights = self.receivers + self.senders + self.wire
         return weights + self.optimiser + self.saving + self.passages + self.cuda
 
     @property
@@ -233,6 +235,7 @@ def _memory(
     is_cpu = own.device == "cpu"
     memory = Memory(
         receivers=sum(_num_bytes(model) for model in models.receivers.values()),
+        senders=sum(_num_bytes(model) for model in models.senders.values()),
         wire=_num_bytes(models.wire),
         optimiser=optimiser_bytes(*counts),
         saving=state_bytes(*counts) if is_cpu else 0,
@@ -244,7 +247,7 @@ def _memory(
         encoder_activations=0,
         receiver_activations=0,
         logits=logits,
-        teacher_logits=logits if own.training.kl_weight else 0,
+        teacher_logits=_teacher_bytes(own, shape, logits),
         step=_ample_bytes(models, shape, logits),
     )
     if memory.peak < enough:
@@ -256,6 +259,17 @@ def _memory(
         receiver_activations=step.receivers,
         step=step.peak,
     )
+
+
+def _teacher_bytes(own: Experiment, shape: StepShape, logits: int) -> int:
+    """What is kept of a teacher's logits; a likely token is an index and a number."""
+    settings = own.training
+    if not settings.kl_weight:
+        return 0
+    if settings.teacher_top_k is None:
+        return logits
+    targets = max(read.targets for read in shape.readings.values())
+    return min(logits, targets * settings.teacher_top_k * (FLOAT32_BYTES + 8))
 
 
 def _ample_bytes(models: Models, shape: StepShape, logits: int) -> int:

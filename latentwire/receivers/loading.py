@@ -1,6 +1,7 @@
 """Opening a prepared receiver folder: `receiver.json` says where the model is."""
 
 import hashlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,10 @@ def open_model(location: str, revision: str | None, dtype: torch.dtype) -> PreTr
     """Loads a causal language model from safetensors, without remote code.
 
     Raises:
-        UserError: if it cannot be loaded.
+        UserError: if it cannot be loaded, or is not built as receivers must be.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             location,
             revision=revision,
             dtype=dtype,
@@ -142,6 +143,15 @@ def open_model(location: str, revision: str | None, dtype: torch.dtype) -> PreTr
         )
     except Exception as error:  # transformers raises many kinds for the same absence
         raise UserError(_advice(location, "model", error)) from error
+    trunk = getattr(model, "model", None)
+    takes_embeddings = "inputs_embeds" in inspect.signature(model.forward).parameters
+    if not (takes_embeddings and hasattr(trunk, "layers") and hasattr(model, "lm_head")):
+        raise UserError(
+            f"{location} holds a {type(model).__name__}, which cannot be a receiver: one takes "
+            "`inputs_embeds`, and has its layers in `model.layers` and its head in `lm_head`, as "
+            "Llama, Qwen, Mistral and Gemma do"
+        )
+    return model
 
 
 def _advice(location: str, part: str, error: Exception) -> str:

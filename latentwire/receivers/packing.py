@@ -63,28 +63,25 @@ def pack_questions(
 
     The last answer token is predicted but never read, so it takes no position.
     """
-    width = max(sum(len(question) + len(answer[:-1]) for question, answer in row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    segments = torch.full((len(rows), width), -1)
-    offsets = torch.zeros((len(rows), width), dtype=torch.long)
+    ids: list[list[int]] = [[] for _ in rows]
+    segments: list[list[int]] = [[] for _ in rows]
+    offsets: list[list[int]] = [[] for _ in rows]
     targets: list[tuple[int, int, int, int]] = []
     num_answers = 0
     for row_index, row in enumerate(rows):
-        start = 0
         for segment, (question, answer) in enumerate(row):
             tokens = [*question, *answer[:-1]]
-            end = start + len(tokens)
-            ids[row_index, start:end] = torch.tensor(tokens)
-            segments[row_index, start:end] = segment
-            offsets[row_index, start:end] = torch.arange(len(tokens))
-            first = start + len(question) - 1
+            first = len(ids[row_index]) + len(question) - 1
             targets += [
                 (row_index, first + i, token, num_answers) for i, token in enumerate(answer)
             ]
             num_answers += 1
-            start = end
+            ids[row_index] += tokens
+            segments[row_index] += [segment] * len(tokens)
+            offsets[row_index] += range(len(tokens))
     columns = torch.tensor(targets, dtype=torch.long).view(-1, 4).T.contiguous()
-    return PackedQuestions(ids, segments, offsets, *columns)
+    padded = (pad_rows(own, pad)[0] for own, pad in ((ids, pad_id), (segments, -1), (offsets, 0)))
+    return PackedQuestions(*padded, *columns)
 
 
 def lay_out(values: Iterable[T], groups: Iterable[Collection[object]]) -> list[list[T]]:

@@ -164,46 +164,25 @@ class Receiver:
         Returns:
             Token ids of the N answers in order, without the end-of-sequence token.
         """
+        return self.read(source, questions).generate(max_new_tokens)
+
+    @torch.no_grad()
+    def read(self, source: Source, questions: Sequence[Sequence[Sequence[int]]]) -> "Reading":
+        """Reads sources, and token ids of the questions of each, to answer and to score."""
         # An answer of one token takes no position: only the questions are packed.
         packed = self.pack([[(ids, [self.pad_id]) for ids in row] for row in questions])
-        rows, columns = packed.target_rows, packed.target_columns
-        numbers = packed.segments[rows, columns]
         hidden, num_prefix, cache = self._read(source, packed, use_cache=True)
-        next_ids = self.model.lm_head(hidden[rows, num_prefix + columns]).argmax(-1)
-        mask = self._prefix_mask(source)
+        rows, columns = packed.target_rows, packed.target_columns
         positions = packed_positions(self._prefix_spacing(source), packed)
-        # Every step appends a block with one column per question of a row. A column sees the prefix
-        # and what carries its own question's number.
-        batch, width = len(mask), int(numbers.max()) + 1
-        grid = torch.arange(width, device=self.device).expand(batch, width)
-        seen = packed_segments(mask, packed)
-        grid_positions = torch.zeros_like(grid)
-        grid_positions[rows, numbers] = positions[rows, num_prefix + columns]
-        answers: list[list[int]] = [[] for _ in range(len(rows))]
-        running = torch.ones(len(rows), dtype=torch.bool)
-        for step in range(max_new_tokens):
-            for index, token in enumerate(next_ids.tolist()):
-                if running[index] and token in self.stop_ids:
-                    running[index] = False
-                elif running[index]:
-                    answers[index].append(token)
-            if not running.any() or step + 1 == max_new_tokens:
-                break
-            ids = torch.full((batch, width), self.pad_id, device=self.device)
-            ids[rows, numbers] = next_ids
-            seen = torch.cat([seen, grid], dim=1)
-            visible = (seen[:, None] == -2) | (seen[:, None] == grid[:, :, None])
-            grid_positions = grid_positions + 1
-            output = self.model.model(
-                inputs_embeds=self._embed(ids),
-                attention_mask=visible[:, None],
-                position_ids=grid_positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache = output.past_key_values
-            next_ids = self.model.lm_head(output.last_hidden_state[rows, numbers]).argmax(-1)
-        return answers
+        return Reading(
+            self,
+            cache,
+            packed_segments(self._prefix_mask(source), packed),
+            rows,
+            packed.segments[rows, columns],
+            positions[rows, num_prefix + columns],
+            self.model.lm_head(hidden[rows, num_prefix + columns]),
+        )
 
     def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
         """Answer texts, outer white space removed."""
@@ -267,6 +246,103 @@ class Receiver:
         return self.model.lm_head(
             hidden[packed.target_rows, num_prefix + packed.target_columns]
         ).float()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Sources and N questions that a receiver has read, up to where the answers begin.
+
+    Attributes:
+        receiver: the receiver.
+        cache: its keys and values.
+        seen: `[B, P + Q]` what they belong to: -2 a source, or else the number of a question.
+        rows: `[N]` the source of each question.
+        numbers: `[N]` its number among those of the source.
+        positions: `[N]` the position of its last token.
+        logits: `[N, V]` there.
+    """
+
+    receiver: Receiver
+    cache: Any
+    seen: Tensor
+    rows: Tensor
+    numbers: Tensor
+    positions: Tensor
+    logits: Tensor
+
+    @torch.no_grad()
+    def generate(self, max_new_tokens: int) -> list[list[int]]:
+        """Greedy answers, without the end-of-sequence token."""
+        receiver, rows, numbers, seen = self.receiver, self.rows, self.numbers, self.seen
+        next_ids = self.logits.argmax(-1)
+        # Every step appends a block with one column per question of a row. A column sees the prefix
+        # and what carries its own question's number.
+        grid_positions = self._last_positions
+        batch, width = grid_positions.shape
+        grid = torch.arange(width, device=receiver.device).expand(batch, width)
+        answers: list[list[int]] = [[] for _ in range(len(rows))]
+        running = torch.ones(len(rows), dtype=torch.bool)
+        for step in range(max_new_tokens):
+            for index, token in enumerate(next_ids.tolist()):
+                if running[index] and token in receiver.stop_ids:
+                    running[index] = False
+                elif running[index]:
+                    answers[index].append(token)
+            if not running.any() or step + 1 == max_new_tokens:
+                break
+            ids = torch.full((batch, width), receiver.pad_id, device=receiver.device)
+            ids[rows, numbers] = next_ids
+            seen = torch.cat([seen, grid], dim=1)
+            visible = (seen[:, None] == -2) | (seen[:, None] == grid[:, :, None])
+            grid_positions = grid_positions + 1
+            hidden = self._read_on(ids, visible, grid_positions)
+            next_ids = receiver.model.lm_head(hidden[rows, numbers]).argmax(-1)
+        self._forget(seen.shape[1] - self.seen.shape[1])
+        return answers
+
+    @torch.no_grad()
+    def answer_logits(self, answers: Sequence[Sequence[int]]) -> tuple[Tensor, PackedQuestions]:
+        """Logits `[T, V]` that predict each token of the N answers given, and these, packed."""
+        laid_out: list[list[tuple[list[int], Sequence[int]]]] = [[] for _ in self.seen]
+        for row, answer in zip(self.rows.tolist(), answers, strict=True):
+            laid_out[row].append(([], answer))
+        packed = self.receiver.pack(laid_out)
+        logits = self.logits[packed.target_answers].float()
+        # The question's end predicts the first token of an answer, the token before any other.
+        later = ~packed.starts_answer
+        if later.any():
+            segments, length = packed.segments, packed.ids.shape[1]
+            seen = torch.cat([self.seen, segments], dim=1)
+            visible = (seen[:, None] == -2) | (seen[:, None] == segments[:, :, None])
+            visible &= torch.ones_like(visible).tril(seen.shape[1] - length)
+            starts = self._last_positions.gather(1, segments.clamp(min=0)) + 1
+            hidden = self._read_on(packed.ids, visible, starts + packed.offsets)
+            self._forget(length)
+            places = packed.target_rows[later], packed.target_columns[later]
+            logits[later] = self.receiver.model.lm_head(hidden[places]).float()
+        return logits, packed
+
+    @property
+    def _last_positions(self) -> Tensor:
+        """Where each question of each source ends, `[B, *]`."""
+        grid = self.positions.new_zeros(len(self.seen), int(self.numbers.max()) + 1)
+        grid[self.rows, self.numbers] = self.positions
+        return grid
+
+    def _read_on(self, ids: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Hidden states of more tokens, whose keys and values the cache takes."""
+        return self.receiver.model.model(
+            inputs_embeds=self.receiver.model.get_input_embeddings()(ids),
+            attention_mask=visible[:, None],
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def _forget(self, count: int) -> None:
+        """Drops the keys and values that were added last."""
+        if count:
+            self.cache.crop(-count)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ Shapes: T answer tokens of a batch, V vocabulary. Row t of the logits predicts `
 label is shifted here or anywhere else.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,14 +15,33 @@ from latentwire.receivers.packing import PackedQuestions
 from latentwire.training.processes import mean_of_all
 
 
+@dataclass(frozen=True)
+class LikelyTokens:
+    """What a teacher finds most likely.
+
+    Attributes:
+        ids: `[T, k]` its k likeliest tokens.
+        log_probabilities: `[T, k]` theirs.
+        rest: `[T]` that of all others together.
+    """
+
+    ids: Tensor
+    log_probabilities: Tensor
+    rest: Tensor
+
+
 def answer_loss(
-    logits: Tensor, teacher_logits: Tensor | None, packed: PackedQuestions, settings: Training
+    logits: Tensor,
+    teacher: Tensor | LikelyTokens | None,
+    packed: PackedQuestions,
+    settings: Training,
 ) -> dict[str, Tensor]:
     """The training objective and its parts.
 
     Args:
         logits: `[T, V]` of the receiver reading soft tokens.
-        teacher_logits: `[T, V]` of the same receiver reading the text; none without KL.
+        teacher: logits `[T, V]` of the same receiver reading the text, or what is kept of them;
+            none without KL.
         packed: the questions that the logits answer.
         settings: the weights.
 
@@ -38,8 +59,8 @@ def answer_loss(
     if settings.k_token_depth:
         parts["k_token"] = _mean(token_loss[depth < settings.k_token_depth])
         loss = loss + parts["k_token"]
-    if teacher_logits is not None:
-        parts["kl"] = mean_of_all(kl_divergence(teacher_logits, logits), len(logits))
+    if teacher is not None:
+        parts["kl"] = mean_of_all(kl_divergence(teacher, logits), len(logits))
         loss = loss + settings.kl_weight * parts["kl"]
     return {"loss": loss, **parts}
 
@@ -83,14 +104,42 @@ def guard_loss(
     return F.relu(mean_of_all(cost, len(target_ids)) - margin)
 
 
-def kl_divergence(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """KL(teacher || student) at temperature 1, mean over rows, in nats."""
+def kl_divergence(teacher: Tensor | LikelyTokens, student_logits: Tensor) -> Tensor:
+    """KL(teacher || student) at temperature 1, mean over rows, in nats.
+
+    With a teacher's likely tokens it is that of these and, as one outcome, all others: at most what
+    it is over all tokens, by the log-sum inequality (Cover and Thomas 2006, theorem 2.7.1).
+
+    Args:
+        teacher: logits `[T, V]`, or what is kept of them.
+        student_logits: `[T, V]`.
+    """
+    if isinstance(teacher, LikelyTokens):
+        return _kl_divergence_of_likely(teacher, student_logits)
     return F.kl_div(
         student_logits.log_softmax(-1),
-        teacher_logits.log_softmax(-1),
+        teacher.log_softmax(-1),
         log_target=True,
         reduction="batchmean",
     )
+
+
+def likely_tokens(logits: Tensor, count: int) -> LikelyTokens:
+    """What is kept of logits `[T, V]`: so many tokens, or all if there are fewer."""
+    log_probabilities = logits.log_softmax(-1)
+    likely, ids = log_probabilities.topk(min(count, logits.shape[-1]))
+    rest = log_probabilities.scatter(-1, ids, -torch.inf).logsumexp(-1)
+    # Where nothing is left its log-probability is finite, so that its share of a mean is zero.
+    return LikelyTokens(ids, likely, rest.clamp(min=torch.finfo(rest.dtype).min))
+
+
+def _kl_divergence_of_likely(teacher: LikelyTokens, student_logits: Tensor) -> Tensor:
+    # No second matrix of the logits' size is kept for the backward pass.
+    likely = student_logits.gather(-1, teacher.ids) - student_logits.logsumexp(-1, keepdim=True)
+    rest = -torch.expm1(likely.logsumexp(-1))
+    rest = rest.clamp(min=torch.finfo(rest.dtype).eps).log()
+    likely = teacher.log_probabilities.exp() * (teacher.log_probabilities - likely)
+    return (likely.sum(-1) + teacher.rest.exp() * (teacher.rest - rest)).mean()
 
 
 def answer_token_index(packed: PackedQuestions) -> Tensor:

@@ -34,7 +34,13 @@ from latentwire.receivers.states import check_layers
 from latentwire.training.batches import BatchOrder
 from latentwire.training.features import FeatureCache
 from latentwire.training.loop import METRICS, Schedule, fit
-from latentwire.training.objective import alignment_loss, answer_loss, guard_loss
+from latentwire.training.objective import (
+    LikelyTokens,
+    alignment_loss,
+    answer_loss,
+    guard_loss,
+    likely_tokens,
+)
 from latentwire.training.passages import (
     QuestionIds,
     TokenisedPassage,
@@ -294,7 +300,8 @@ class WireTask:
     ) -> float:
         passages = passages[:_DEV_PASSAGES_ANSWERED]
         latents = self._encode(passages, [ratio] * len(passages))
-        source = self.module.soft_tokens(receiver.name, latents)
+        with self._autocast():
+            source = self.module.soft_tokens(receiver.name, latents)
         reader = self._latent_readers[receiver.name]
         return self._answers_f1(reader, source, [p.questions[receiver.name] for p in passages])
 
@@ -490,9 +497,11 @@ class WireTask:
                 own = soft_tokens.select([*range(len(passages))])
             with reader.softened(sharpness):
                 logits = reader.answer_logits(own, packed)
-            teacher = None
+            teacher: Tensor | LikelyTokens | None = None
             if kl and settings.kl_weight:
                 teacher, _ = self._read_text(receiver, passages, question_key)
+                if settings.teacher_top_k is not None:
+                    teacher = likely_tokens(teacher, settings.teacher_top_k)
             losses = answer_loss(logits, teacher, packed, settings)
             if settings.guard_weight:
                 losses["guard"] = self._guard(reader, soft_tokens, packed, strangers)

@@ -5,7 +5,13 @@ import torch
 
 from latentwire.config import Training
 from latentwire.receivers.packing import pack_questions
-from latentwire.training.objective import alignment_loss, answer_loss, guard_loss, kl_divergence
+from latentwire.training.objective import (
+    alignment_loss,
+    answer_loss,
+    guard_loss,
+    kl_divergence,
+    likely_tokens,
+)
 
 PACKED = pack_questions([[([1], [2, 3, 4]), ([1, 1], [5])], [([1], [2, 2])]], pad_id=0)
 LOGITS = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -41,6 +47,45 @@ def test_first_token_and_k_token_terms():
 
 def test_kl_of_equal_distributions_is_zero():
     assert kl_divergence(LOGITS, LOGITS + 3.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def kl_of_likely(count, student=LOGITS):
+    return kl_divergence(likely_tokens(TEACHER, count), student)
+
+
+def test_the_kl_of_likely_tokens_keeps_all_others_as_one():
+    p, q = TEACHER.double().softmax(1), LOGITS.double().softmax(1)
+    total = 0.0
+    for own, student in zip(p, q, strict=True):
+        likely = sorted(range(8), key=lambda token: -own[token])[:3]
+        rest = 1 - own[likely].sum(), 1 - student[likely].sum()
+        pairs = [*zip(own[likely], student[likely], strict=True), rest]
+        total += sum(a * (a / b).log() for a, b in pairs).item()
+    assert kl_of_likely(3).item() == pytest.approx(total / 6, abs=1e-5)
+
+
+def test_the_kl_of_likely_tokens_grows_to_that_of_all():
+    whole = kl_divergence(TEACHER, LOGITS).item()
+    values = [kl_of_likely(count).item() for count in range(1, 10)]
+    assert values[:8] == sorted(values[:8])
+    assert values[0] < 0.9 * whole
+    assert values[7:] == pytest.approx([whole] * 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_gradient_of_likely_tokens_is_that_of_their_probabilities(count, scale):
+    """Also of a student that is all but sure, whose rest is no more than rounding."""
+    student = (scale * LOGITS).requires_grad_()
+    kl_of_likely(count, student).backward()
+    p, q = TEACHER.double().softmax(1), student.detach().double().softmax(1)
+    is_likely = torch.zeros(6, 8, dtype=torch.bool)
+    is_likely = is_likely.scatter(1, TEACHER.topk(count).indices, True)
+    rest = [(own * ~is_likely).sum(1, keepdim=True) for own in (p, q)]
+    expected = torch.where(is_likely, q - p, q - q * rest[0] / rest[1].clamp(min=1e-30)) / 6
+    assert student.grad.isfinite().all()
+    if scale == 1:
+        torch.testing.assert_close(student.grad.double(), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_alignment_is_the_error_to_the_mean_embedding_of_each_token():

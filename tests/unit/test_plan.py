@@ -114,11 +114,12 @@ def test_optimiser_state_and_saves():
 
 
 def test_activations_are_gone_when_the_optimiser_begins():
-    memory = Memory(*[0] * 13)
-    held = replace(memory, receivers=1, wire=2, optimiser=3, saving=4, passages=5, cuda=6)
-    assert held.held == 21
-    assert replace(held, step=10, gradients=3, updates=2).peak == 31
-    assert replace(held, step=4, gradients=3, updates=2).peak == 26
+    memory = Memory(*[0] * 14)
+    weights = replace(memory, receivers=1, senders=7, wire=2)
+    held = replace(weights, optimiser=3, saving=4, passages=5, cuda=6)
+    assert held.held == 28
+    assert replace(held, step=10, gradients=3, updates=2).peak == 38
+    assert replace(held, step=4, gradients=3, updates=2).peak == 33
 
 
 @pytest.fixture
@@ -220,6 +221,7 @@ def make_task(experiment, layout):
     [
         {},
         {"checkpoint_activations": True, "guard_weight": 0.1},
+        {"teacher_top_k": 4},
         {"precision": "bfloat16", "kl_weight": 0.0},
         {"text_steps": 3, "repeat_share": 1.0, "max_questions_per_passage": 1, "kl_weight": 0.0},
     ],
@@ -258,6 +260,17 @@ def test_lengths_are_about_those_of_the_tokens(prepared):
         assert reading.targets.sum() == pytest.approx(targets, rel=0.3)
     costs = sum(passage.num_tokens for passage in passages)
     assert lengths.cost.sum() == pytest.approx(costs, rel=0.15)
+
+
+def test_senders_are_counted_beside_receivers(tmp_path):
+    experiment = load_experiment(PACKAGE.parent / "config" / "telepathy.yaml")
+    hub, single = (
+        plan_training(experiment, Layout("telepathy", tmp_path), wire, {}).memory
+        for wire in ("telepathy-llama-qwen-layer2-blind", "telepathy-llama-layer2-blind")
+    )
+    # Both receivers are senders as well, loaded by themselves.
+    assert hub.senders == hub.receivers == single.receivers
+    assert 0 < single.senders < hub.senders
 
 
 def test_further_wires_are_planned_as_they_will_be_trained(tmp_path):

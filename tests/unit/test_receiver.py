@@ -6,7 +6,10 @@ from functools import partial
 import pytest
 import torch
 from samples import ANSWERS, CONTEXTS, QUESTIONS
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from latentwire.errors import UserError
+from latentwire.receivers.loading import open_model
 from latentwire.receivers.packing import pack_questions, pad_rows
 from latentwire.receivers.prompt import Prompt
 from latentwire.receivers.receiver import Receiver, Source
@@ -123,6 +126,23 @@ def test_soft_tokens_are_spread_and_deep(receiver):
                 assert greedy[: len(answers[number])] == answers[number]
 
 
+def test_one_reading_serves_generation_and_scoring(receiver):
+    packed = pack(receiver)
+    text = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
+    deep = torch.randn(text.embeddings.shape, generator=torch.manual_seed(1))
+    source = Source(text.embeddings, text.mask, torch.linspace(1.5, 4, len(CONTEXTS)), (deep,))
+    reading = receiver.read(source, [receiver.prompt.question_ids(row) for row in QUESTIONS])
+    answers = reading.generate(max_new_tokens=5)
+    golds = [ids for row in ANSWERS for ids in receiver.prompt.answer_ids(row)]
+    logits, scored = reading.answer_logits(golds)
+    assert torch.equal(scored.target_ids, packed.target_ids)
+    torch.testing.assert_close(logits, receiver.answer_logits(source, packed), atol=1e-4, rtol=1e-4)
+    # Neither has left anything behind, and empty answers need no further pass.
+    assert reading.generate(max_new_tokens=5) == answers
+    first, _ = reading.answer_logits([ids[-1:] for ids in golds])
+    assert torch.equal(first, logits[scored.starts_answer])
+
+
 def test_softening_scales_attention_logits_and_ends_with_its_block(receiver):
     packed = pack(receiver)
     source = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
@@ -142,6 +162,13 @@ def test_softening_scales_attention_logits_and_ends_with_its_block(receiver):
 def test_receiver_is_frozen(receiver):
     assert not receiver.model.training
     assert not any(parameter.requires_grad for parameter in receiver.model.parameters())
+
+
+def test_a_model_of_another_build_is_refused(tmp_path):
+    config = GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=8, vocab_size=8)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="GPT2LMHeadModel, which cannot be a receiver"):
+        open_model(str(tmp_path), None, torch.float32)
 
 
 def test_answers_end_with_eos_and_carry_the_anchor_space(receiver):

@@ -264,6 +264,12 @@ def test_relative_f1_on_dev_is_one_where_soft_tokens_are_the_text(task, monkeypa
     assert task.dev()[f"dev/{reader.name}/4x/relative_f1"] == 1
 
 
+def test_dev_questions_are_answered_in_bfloat16_too(task):
+    task._settings = task._settings.model_copy(update={"precision": "bfloat16"})
+    reader = task._receivers[0]
+    assert 0 <= task._dev_f1(reader, task._dev_passages[None], 4.0) <= 1
+
+
 def test_dev_is_measured_with_the_receivers_as_they_are(task):
     expected = task.dev()
     task._least_sharpness = dict.fromkeys(task._least_sharpness, 0.3)
