@@ -82,7 +82,9 @@ def test_a_training_on_two_processes_goes_on_after_preemption_and_requeue(workfl
     shutil.move(training.wire, whole)
 
     def hold(step):
-        wait_for(lambda: training.step >= step and training.processes, f"step {step}", START_SECONDS)
+        wait_for(
+            lambda: training.step >= step and training.processes, f"step {step}", START_SECONDS
+        )
         # All processes of the step, not the launcher alone.
         cluster.run("scancel", "--signal=STOP", job)
 
