@@ -2,11 +2,11 @@
 
     python benchmarks/elastic_training.py --steps 600
 
-Trains the pocket wire twice, with the default optimiser and fewer steps: undisturbed on one process,
-and stopped by TERM at a third and two thirds of the steps, to go on with two processes and then one.
-Each process has one thread. Prints JSON: the final F1 on dev relative to the text's, by receiver and
-ratio, for both, and the largest difference; the steps after which the second training went on; and
-whether both had seen as many examples after every logged step.
+Trains the pocket wire twice, with the default optimiser and fewer steps: undisturbed on one
+process, and stopped by TERM at a third and two thirds of the steps, to go on with two processes and
+then one. Each process has one thread. Prints JSON: the final F1 on dev relative to the text's, by
+receiver and ratio, for both, and the largest difference; the steps after which the second training
+went on; and whether both had seen as many examples after every logged step.
 """
 
 import argparse
@@ -30,7 +30,7 @@ PROCESSES = (1, 2, 1)
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=600, help="more than the alignment's 200")
     steps = parser.parse_args().steps
     experiment = Experiment()
     with tempfile.TemporaryDirectory() as folder:
