@@ -27,8 +27,8 @@ LOCK = {canonicalize_name(name): pin for name, _, pin in (x.partition("==") for 
 DIRECT = [Requirement(line) for line in sum(EXTRAS.values(), PROJECT["dependencies"])]
 # torch asks for these itself, and for none of them in a build for the CPU.
 CUDA = ("nvidia-", "cuda-", "triton")
-# pytest and pydantic do not come without these.
-BROUGHT_ALONG = {"packaging", "pydantic-core"}
+# pytest, pydantic and the executor for SLURM do not come without these.
+BROUGHT_ALONG = {"packaging", "pydantic-core", "snakemake-executor-plugin-slurm-jobstep"}
 
 
 def test_the_lock_pins_exact_public_versions_and_nothing_else():
