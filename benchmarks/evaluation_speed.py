@@ -15,7 +15,6 @@ clock and of CPU time, and how many answers are the same.
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timing import clock
 
 from latentwire import LatentReceiver, Latents, Wire
 from latentwire.cluster.machine import computing_facts
@@ -152,13 +152,6 @@ def generate(reader: LatentReceiver, prompt: Any, max_new_tokens: int) -> list[s
             eos_token_id=sorted(receiver.stop_ids),
         )
     return receiver.decode(output.tolist())
-
-
-def clock() -> np.ndarray:
-    """Seconds by the clock, and of CPU time."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ length medians in seconds, and how many times the text takes what the latents ta
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import timed
 
 from latentwire import Wire
 from latentwire.cluster.machine import computing_facts
@@ -78,9 +78,8 @@ def measure(
     times: dict[str, list[float]] = {way: [] for way in calls}
     for _ in range(1 + repetitions):
         for way, call in calls.items():
-            started = clock()
-            call()
-            times[way].append(clock() - started)
+            seconds, _ = timed(call)
+            times[way].append(float(seconds))
     # The first of each warms up.
     medians = {way: statistics.median(own[1:]) for way, own in times.items()}
     return {
@@ -90,12 +89,6 @@ def measure(
         "text_over_latents": medians["text"] / medians["latents"],
         "text_over_encode_and_latents": medians["text"] / (medians["encode"] + medians["latents"]),
     }
-
-
-def clock() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

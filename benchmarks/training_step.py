@@ -22,7 +22,6 @@ import copy
 import json
 import random
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timing import clock, timed
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_leaves, tree_map
@@ -269,19 +269,6 @@ class PlainLoop:
             use_cache=False,
         )
         return output.logits, targets, output.loss
-
-
-def clock() -> np.ndarray:
-    """Seconds by the clock, and of CPU time."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return np.array([time.perf_counter(), time.process_time()])
-
-
-def timed(call: Any) -> np.ndarray:
-    started = clock()
-    call()
-    return clock() - started
 
 
 def _flops(module: nn.Module, read: Any, passes: int) -> float:

@@ -29,10 +29,10 @@ from latentwire.receivers.checkpointing import checkpoint_layers
 from latentwire.receivers.packing import PackedQuestions
 from latentwire.receivers.receiver import Receiver, Source
 from latentwire.training.objective import (
-    LikelyTokens,
+    Teacher,
     answer_loss,
     guard_loss,
-    likely_tokens,
+    teacher_of,
 )
 from latentwire.wire.encoder import Encoder
 from latentwire.wire.reading import LatentBatch
@@ -177,14 +177,12 @@ class _Step:
             # What soft tokens add to deeper layers is kept nowhere.
             soft_tokens = replace(self._wire.soft_tokens(name, latents), deep=())
             logits = receiver.answer_logits(soft_tokens, packed)
-            teacher: Tensor | LikelyTokens | None = None
+            teacher: Teacher | None = None
             if kl and settings.kl_weight:
                 with torch.no_grad():
                     text = _text_source(receiver, shape.rows, own.text)
                     asked = _packed(shape.rows, own.text_asked, own.targets)
-                    teacher = receiver.answer_logits(text, asked)
-                    if settings.teacher_top_k is not None:
-                        teacher = likely_tokens(teacher, settings.teacher_top_k)
+                    teacher = teacher_of(receiver.answer_logits(text, asked), settings)
             loss = answer_loss(logits, teacher, packed, settings)["loss"]
             if settings.guard_weight:
                 with torch.no_grad():

@@ -332,7 +332,7 @@ class Reading:
     def _read_on(self, ids: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Hidden states of more tokens, whose keys and values the cache takes."""
         return self.receiver.model.model(
-            inputs_embeds=self.receiver.model.get_input_embeddings()(ids),
+            inputs_embeds=self.receiver._embed(ids),
             attention_mask=visible[:, None],
             position_ids=positions,
             past_key_values=self.cache,

@@ -30,9 +30,13 @@ class LikelyTokens:
     rest: Tensor
 
 
+Teacher = Tensor | LikelyTokens
+"""Logits `[T, V]` of a receiver that reads the text, or what is kept of them."""
+
+
 def answer_loss(
     logits: Tensor,
-    teacher: Tensor | LikelyTokens | None,
+    teacher: Teacher | None,
     packed: PackedQuestions,
     settings: Training,
 ) -> dict[str, Tensor]:
@@ -40,8 +44,7 @@ def answer_loss(
 
     Args:
         logits: `[T, V]` of the receiver reading soft tokens.
-        teacher: logits `[T, V]` of the same receiver reading the text, or what is kept of them;
-            none without KL.
+        teacher: the same receiver reading the text; none without KL.
         packed: the questions that the logits answer.
         settings: the weights.
 
@@ -104,14 +107,14 @@ def guard_loss(
     return F.relu(mean_of_all(cost, len(target_ids)) - margin)
 
 
-def kl_divergence(teacher: Tensor | LikelyTokens, student_logits: Tensor) -> Tensor:
+def kl_divergence(teacher: Teacher, student_logits: Tensor) -> Tensor:
     """KL(teacher || student) at temperature 1, mean over rows, in nats.
 
     With a teacher's likely tokens it is that of these and, as one outcome, all others: at most what
     it is over all tokens, by the log-sum inequality (Cover and Thomas 2006, theorem 2.7.1).
 
     Args:
-        teacher: logits `[T, V]`, or what is kept of them.
+        teacher: what it finds likely.
         student_logits: `[T, V]`.
     """
     if isinstance(teacher, LikelyTokens):
@@ -122,6 +125,12 @@ def kl_divergence(teacher: Tensor | LikelyTokens, student_logits: Tensor) -> Ten
         log_target=True,
         reduction="batchmean",
     )
+
+
+def teacher_of(logits: Tensor, settings: Training) -> Teacher:
+    """What is kept of a teacher's logits `[T, V]`."""
+    count = settings.teacher_top_k
+    return logits if count is None else likely_tokens(logits, count)
 
 
 def likely_tokens(logits: Tensor, count: int) -> LikelyTokens:

@@ -35,11 +35,11 @@ from latentwire.training.batches import BatchOrder
 from latentwire.training.features import FeatureCache
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import (
-    LikelyTokens,
+    Teacher,
     alignment_loss,
     answer_loss,
     guard_loss,
-    likely_tokens,
+    teacher_of,
 )
 from latentwire.training.passages import (
     QuestionIds,
@@ -497,11 +497,9 @@ class WireTask:
                 own = soft_tokens.select([*range(len(passages))])
             with reader.softened(sharpness):
                 logits = reader.answer_logits(own, packed)
-            teacher: Tensor | LikelyTokens | None = None
+            teacher: Teacher | None = None
             if kl and settings.kl_weight:
-                teacher, _ = self._read_text(receiver, passages, question_key)
-                if settings.teacher_top_k is not None:
-                    teacher = likely_tokens(teacher, settings.teacher_top_k)
+                teacher = teacher_of(self._read_text(receiver, passages, question_key)[0], settings)
             losses = answer_loss(logits, teacher, packed, settings)
             if settings.guard_weight:
                 losses["guard"] = self._guard(reader, soft_tokens, packed, strangers)

@@ -109,9 +109,13 @@ class Training:
         Returns:
             Its SLURM job.
         """
-        wait_for(lambda: self.step >= step and self.processes, f"step {step}", START_SECONDS)
+        self.wait_for(step)
         self.signal(signal.SIGSTOP)
         return self.job
+
+    def wait_for(self, step: int) -> None:
+        """Waits until a trainer is past a step."""
+        wait_for(lambda: self.step >= step and self.processes, f"step {step}", START_SECONDS)
 
     def signal(self, number: signal.Signals) -> None:
         """Signals the trainer, the first if there are two."""

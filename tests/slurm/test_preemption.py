@@ -82,9 +82,7 @@ def test_a_training_on_two_processes_goes_on_after_preemption_and_requeue(workfl
     shutil.move(training.wire, whole)
 
     def hold(step):
-        wait_for(
-            lambda: training.step >= step and training.processes, f"step {step}", START_SECONDS
-        )
+        training.wait_for(step)
         # All processes of the step, not the launcher alone.
         cluster.run("scancel", "--signal=STOP", job)
 
