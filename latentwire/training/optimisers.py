@@ -38,15 +38,15 @@ class Muon(torch.optim.Muon):
 def _step(group: dict[str, Any], matrices: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
     """Moves parameters of one shape by their gradients and running averages of these."""
     momentum, rate = group["momentum"], group["lr"]
-    updates = []
-    for _, gradient, average in matrices:
-        average.lerp_(gradient, 1 - momentum)
-        updates.append(gradient.lerp(average, momentum))
-    moves = _orthogonalised(torch.stack(updates), group["ns_coefficients"], group["ns_steps"])
-    for (parameter, _, _), move in zip(matrices, moves, strict=True):
-        parameter.mul_(1 - rate * group["weight_decay"])
-        # The RMS of AdamW's updates (Liu et al. 2025, eq. 4).
-        parameter.add_(move, alpha=-rate * 0.2 * max(parameter.shape) ** 0.5)
+    parameters, gradients, averages = zip(*matrices, strict=True)
+    torch._foreach_lerp_(averages, gradients, 1 - momentum)
+    updates = torch.stack(torch._foreach_lerp(gradients, averages, momentum))
+    updates = _orthogonalised(updates, group["ns_coefficients"], group["ns_steps"])
+    if group["weight_decay"]:
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+    # The RMS of AdamW's updates (Liu et al. 2025, eq. 4).
+    own_rate = rate * 0.2 * max(updates.shape[1:]) ** 0.5
+    torch._foreach_add_(parameters, updates.unbind(), alpha=-own_rate)
 
 
 def _orthogonalised(
