@@ -5,8 +5,8 @@
 Trains the pocket wire twice, with the default optimiser and fewer steps: undisturbed on one
 process, and stopped by TERM at a third and two thirds of the steps, to go on with two processes and
 then one. Each process has one thread. Prints JSON: the final F1 on dev relative to the text's, by
-receiver and ratio, for both, and the largest difference; the steps after which the second training
-went on; and whether both had seen as many examples after every logged step.
+receiver and ratio, for both, the largest difference and that of the means; the steps after which
+the second training went on; and whether both had seen as many examples after every logged step.
 """
 
 import argparse
@@ -60,6 +60,7 @@ def main() -> None:
         "processes": PROCESSES,
         "dev_relative_f1": pairs,
         "largest_difference": max(abs(one - other) for one, other in pairs.values()),
+        "difference_of_means": abs(sum(one - other for one, other in pairs.values())) / len(pairs),
         "same_examples": _examples(undisturbed) == _examples(elastic),
     }
     print(json.dumps(outcome, indent=2))

@@ -10,7 +10,8 @@ Test questions are answered from messages, written beforehand, in turn by
   are made beforehand, and nothing is scored.
 
 Both have as many questions at once. Prints JSON: medians over the repetitions, in seconds by the
-clock and of CPU time, and how many answers are the same.
+clock and of CPU time; the seconds of evaluation in which the receiver answers, which is what the
+loop does; and how many answers are the same.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from latentwire.configuration import load_experiment
 from latentwire.data.tables import Example, group_by_passage, read_examples
 from latentwire.evaluation.methods import encode_payloads, send_latents
 from latentwire.evaluation.predict import predict, warm_up
+from latentwire.evaluation.predictions import Prediction
 from latentwire.layout import Layout
 from latentwire.receivers.loading import load_receiver
 
@@ -72,8 +74,15 @@ def main() -> None:
         for start in range(0, len(examples), rows)
     ]
     longest = experiment.evaluation.max_new_tokens
+    answering: list[float] = []
+
+    def evaluation() -> list[str]:
+        rows = evaluate(experiment, receiver, wire, examples, payloads[form])
+        answering.append(sum(row.answer_seconds for row in rows))
+        return [row.prediction for row in rows]
+
     ways = {
-        "evaluation": partial(evaluate, experiment, receiver, wire, examples, payloads[form]),
+        "evaluation": evaluation,
         "generate": lambda: [
             text for batch in batches for text in generate(reader, batch, longest)
         ],
@@ -101,6 +110,8 @@ def main() -> None:
             "by_clock": float(medians["generate"][0] / medians["evaluation"][0]),
             "by_cpu_time": float(medians["generate"][1] / medians["evaluation"][1]),
         },
+        "answering_seconds": float(np.median(answering)),
+        "generate_over_answering": float(medians["generate"][0] / np.median(answering)),
         "same_answers": same,
         "asked": {"generate_over_evaluation": 3},
     }
@@ -113,7 +124,7 @@ def evaluate(
     wire: Wire,
     examples: Sequence[Example],
     payloads: Sequence[bytes],
-) -> list[str]:
+) -> list[Prediction]:
     groups = group_by_passage(examples)
     contexts = [group[0].context for group in groups]
     rows = predict(
@@ -125,7 +136,7 @@ def evaluate(
         partial(send_latents, wire, receiver.name, payloads),
         ratio=None,
     )
-    given = {row.example_id: row.prediction for row in rows}
+    given = {row.example_id: row for row in rows}
     return [given[example.example_id] for example in examples]
 
 
