@@ -30,6 +30,8 @@ CATEGORIES = {
 }
 WITHOUT_DRAWING = 4
 SECONDS = 20
+# What opens a page, in the table of a category.
+EYES = "tbody tr a:first-of-type"
 HOSTILE = '</script><script>window.harmed = 1</script><img src="x" onerror="window.harmed = 2">'
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -73,20 +75,22 @@ class Browser:
     def one(self, selector):
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
-    def click(self, text):
+    def click_entry(self, text):
         """Clicks an entry of the report's menu; of its own pages, where Snakemake has one too."""
-        path = f"//a[normalize-space()='{text}']"
+        self.click(By.XPATH, f"//a[normalize-space()='{text}']", -1)
 
-        def click_last() -> bool:
-            *_, last = self.driver.find_elements(By.XPATH, path)
-            last.click()
+    def click(self, kind, selector, place):
+        """Clicks one of the elements found, once it is there and nothing lies over it."""
+
+        def click_found() -> bool:
+            self.driver.find_elements(kind, selector)[place].click()
             return True
 
-        # Entries slide to their places: one may lie over another, or not be there yet.
+        # Entries and tables slide to their places.
         moving = WebDriverWait(
-            self.driver, SECONDS, ignored_exceptions=(WebDriverException, ValueError)
+            self.driver, SECONDS, ignored_exceptions=(WebDriverException, IndexError)
         )
-        moving.until(lambda _: click_last())
+        moving.until(lambda _: click_found())
 
     def errors(self):
         log = self.driver.get_log("browser")
@@ -114,11 +118,10 @@ def test_every_category_opens_and_every_drawing_is_drawn(browser, smoke_layout):
     browser.open(smoke_layout.report)
     num_drawings = 0
     for category, num_pages in CATEGORIES.items():
-        browser.click(category)
-        eyes = browser.wait(lambda: browser.find("tbody tr a:first-of-type"))
-        assert len(eyes) == num_pages, category
+        browser.click_entry(category)
+        assert len(browser.wait(lambda: browser.find(EYES))) == num_pages, category
         for place in range(num_pages):
-            browser.find("tbody tr a:first-of-type")[place].click()
+            browser.click(By.CSS_SELECTOR, EYES, place)
             frame = browser.wait(lambda: browser.find("iframe"))[0]
             browser.driver.switch_to.frame(frame)
             title = browser.wait(lambda: browser.find("h1"))[0]
@@ -130,7 +133,7 @@ def test_every_category_opens_and_every_drawing_is_drawn(browser, smoke_layout):
                 assert drawing.size["height"] > 100
                 assert drawing.text
             browser.driver.switch_to.default_content()
-        browser.click("Results")
+        browser.click_entry("Results")
     assert num_drawings == sum(CATEGORIES.values()) - WITHOUT_DRAWING
     assert browser.errors() == []
     assert browser.requests() == []
