@@ -15,7 +15,8 @@ class Muon(torch.optim.Muon):
     """torch's Muon (Jordan et al. 2024), which takes small matrices of one shape together.
 
     A step of many takes half as long so, and was seen to have the same bits. What is kept and saved
-    is what torch's own keeps.
+    is what torch's own keeps. Momentum is Nesterov's, and rates are those of `match_rms_adamw`,
+    whatever `nesterov` and `adjust_lr_fn` say.
     """
 
     @torch.no_grad()
@@ -41,7 +42,7 @@ def _step(group: dict[str, Any], matrices: Sequence[tuple[Tensor, Tensor, Tensor
     parameters, gradients, averages = zip(*matrices, strict=True)
     torch._foreach_lerp_(averages, gradients, 1 - momentum)
     updates = torch.stack(torch._foreach_lerp(gradients, averages, momentum))
-    updates = _orthogonalised(updates, group["ns_coefficients"], group["ns_steps"])
+    updates = _orthogonalised(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
     if group["weight_decay"]:
         torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
     # The RMS of AdamW's updates (Liu et al. 2025, eq. 4).
@@ -50,18 +51,23 @@ def _step(group: dict[str, Any], matrices: Sequence[tuple[Tensor, Tensor, Tensor
 
 
 def _orthogonalised(
-    matrices: Tensor, coefficients: tuple[float, float, float], num_iterations: int
+    matrices: Tensor,
+    coefficients: tuple[float, float, float],
+    num_iterations: int,
+    least_norm: float,
 ) -> Tensor:
     """The orthogonal matrices nearest to some, about: Newton-Schulz in bfloat16.
 
     Args:
-        matrices: [count, rows, columns].
+        matrices: `[count, rows, columns]`.
         coefficients: of the polynomial, by power: 1, 3, 5.
+        num_iterations: of it.
+        least_norm: what a smaller Frobenius norm counts as.
     """
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.bfloat16()
     x = x.mT if is_tall else x
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=least_norm)
     linear, cubic, quintic = coefficients
     for _ in range(num_iterations):
         gram = x @ x.mT

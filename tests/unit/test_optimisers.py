@@ -2,12 +2,14 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
+from latentwire.training import optimisers
 from latentwire.training.optimisers import Muon
 
-SHAPES = [(8, 20), (20, 8), (8, 20), (6, 6), (20, 8)]
+SHAPES = [(8, 20), (20, 8), (8, 20), (6, 6), (20, 8), (8, 20), (8, 20)]
 
 
 def _matrices() -> list[nn.Parameter]:
@@ -24,7 +26,10 @@ def _step(optimiser: torch.optim.Optimizer, matrices: list[nn.Parameter], seed: 
     optimiser.step()
 
 
-def test_matrices_taken_together_step_as_each_by_itself() -> None:
+# All of a shape at once, and two of those of 160 numbers.
+@pytest.mark.parametrize("most_together", [optimisers.MOST_TOGETHER, 320])
+def test_matrices_taken_together_step_as_each_by_itself(monkeypatch, most_together) -> None:
+    monkeypatch.setattr(optimisers, "MOST_TOGETHER", most_together)
     together, alone = _matrices(), _matrices()
     ours = Muon(together, lr=0.1, weight_decay=0.1)
     theirs = torch.optim.Muon(alone, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
