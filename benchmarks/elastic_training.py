@@ -1,12 +1,14 @@
 """Whether a wire is as good when the number of processes that train it changes on the way.
 
     python benchmarks/elastic_training.py --steps 600
+    python benchmarks/elastic_training.py --steps 600 --micro-batches 2
 
 Trains the pocket wire twice, with the default optimiser and fewer steps: undisturbed on one
 process, and stopped by TERM at a third and two thirds of the steps, to go on with two processes and
 then one. Each process has one thread. Prints JSON: the final F1 on dev relative to the text's, by
 receiver and ratio, for both, the largest difference and that of the means; the steps after which
-the second training went on; and whether both had seen as many examples after every logged step.
+the second training went on; whether both had seen as many examples after every logged step, and
+whether their weights are the same to the bit.
 """
 
 import argparse
@@ -21,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.config import Experiment
-from latentwire.files import read_json
+from latentwire.files import file_digest, read_json
 from latentwire.layout import Layout
+from latentwire.wire.description import WEIGHTS
 
 CONFIG = Path(__file__).parents[1] / "config/config.yaml"
 PROCESSES = (1, 2, 1)
@@ -31,7 +34,9 @@ PROCESSES = (1, 2, 1)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=600, help="more than the alignment's 200")
-    steps = parser.parse_args().steps
+    parser.add_argument("--micro-batches", type=int, default=1, help="parts of a step")
+    options = parser.parse_args()
+    steps = options.steps
     experiment = Experiment()
     with tempfile.TemporaryDirectory() as folder:
         layout = Layout(experiment.experiment, Path(folder))
@@ -39,15 +44,17 @@ def main() -> None:
             _run(layout, "receiver", "--name", receiver.name)
         _run(layout, "prepare")
         training = ("train-wire", "--threads", "1", "--training.steps", str(steps))
+        training += ("--training.micro_batches", str(options.micro_batches))
         _run(layout, *training)
         wire = layout.wire(experiment.wire.name, 1)
-        undisturbed = _rows(wire / "metrics.jsonl")
+        undisturbed, weights = _rows(wire / "metrics.jsonl"), file_digest(wire / WEIGHTS)
         shutil.rmtree(wire)
         for part, count in enumerate(PROCESSES, 1):
             is_last = part == len(PROCESSES)
             stop = None if is_last else steps * part // len(PROCESSES)
             _run(layout, *training, "--processes", str(count), stop_at=stop)
         elastic = _rows(wire / "metrics.jsonl")
+        same_bits = file_digest(wire / WEIGHTS) == weights
         resumes = read_json(wire / "resumes.json")["resumes"]
     pairs = {
         key.removeprefix("dev/").removesuffix("/relative_f1"): (value, elastic[-1][key])
@@ -56,12 +63,14 @@ def main() -> None:
     }
     outcome = {
         "steps": steps,
+        "micro_batches": options.micro_batches,
         "went_on_after": [resume["step"] for resume in resumes],
         "processes": PROCESSES,
         "dev_relative_f1": pairs,
         "largest_difference": max(abs(one - other) for one, other in pairs.values()),
         "difference_of_means": abs(sum(one - other for one, other in pairs.values())) / len(pairs),
         "same_examples": _examples(undisturbed) == _examples(elastic),
+        "same_bits": same_bits,
     }
     print(json.dumps(outcome, indent=2))
 

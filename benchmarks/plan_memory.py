@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latentwire.configuration import load_experiment
 from latentwire.layout import Layout
 from latentwire.planning.training import plan_memory
 from latentwire.receivers.loading import load_receiver
 from latentwire.training.loop import Schedule, fit
+from latentwire.training.parts import WHOLE, Counts, Losses, Part
 from latentwire.training.state import Identity, StateDirectory
 from latentwire.training.wire import WireTask, make_wire
 
@@ -38,7 +39,7 @@ class LargestBatch:
     def module(self) -> nn.Module:
         return self._task.module
 
-    def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def losses(self, step: int, _: Part = WHOLE, /) -> tuple[Losses, Counts]:
         return self._task.losses(self._step)
 
     def dev(self) -> dict[str, float]:

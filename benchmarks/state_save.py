@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latentwire.training.loop import Schedule, fit
+from latentwire.training.parts import WHOLE, Counts, Losses, Part
 from latentwire.training.state import Identity, StateDirectory
 
 NUM_PARTS, PART = 40, 4_200_000
@@ -42,7 +43,7 @@ class Large:
         self.module = Vectors()
         self.started: list[tuple[float, float]] = []
 
-    def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def losses(self, step: int, _: Part = WHOLE, /) -> tuple[Losses, Counts]:
         self.started.append((time.perf_counter(), time.thread_time()))
         loss = torch.stack([(part - 1).square().sum() for part in self.module.parts]).sum()
         return {"loss": loss}, {"examples": 1, "tokens": 1}

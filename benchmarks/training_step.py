@@ -46,6 +46,7 @@ from latentwire.receivers.loading import load_receiver
 from latentwire.receivers.receiver import Receiver
 from latentwire.training.loop import Schedule, fit
 from latentwire.training.optimisers import make_optimisers
+from latentwire.training.parts import WHOLE, Counts, Losses, Part
 from latentwire.training.state import Identity, StateDirectory
 from latentwire.training.wire import WireTask, make_wire
 from latentwire.wire.encoder import EncodedSources
@@ -157,7 +158,7 @@ class Measured:
     def module(self) -> nn.Module:
         return self._task.module
 
-    def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def losses(self, step: int, _: Part = WHOLE, /) -> tuple[Losses, Counts]:
         if self._started is not None:
             self.times["step"].append(clock() - self._started)
             self._compare(self._first + step - 1)

@@ -380,6 +380,12 @@ class Training(Section):
     passages_per_step: Positive = Field(
         16, description="Longest passages in a step; shorter ones are proportionally more."
     )
+    micro_batches: Positive = Field(
+        1,
+        description="Parts that a step is read in, one after the other, which takes less memory; "
+        "their gradients are summed. A power of two trains the same wire, to the bit, on so many "
+        "processes as on half or a quarter of them, or one.",
+    )
     receivers_per_step: Literal["one", "all"] = Field(
         "all",
         description="Receivers that read the messages of a step: all, or one that is drawn, which "

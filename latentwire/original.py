@@ -112,6 +112,7 @@ def train_overrides(options: argparse.Namespace) -> dict[str, Any]:
         "wire.adapter.calibration": options.calibration,
         "training.epochs": options.epochs,
         "training.passages_per_step": options.batch_size * options.gradient_accumulation_steps,
+        "training.micro_batches": options.gradient_accumulation_steps,
         "training.k_token_depth": options.K,
         "training.first_token_weight": options.first_token_ce_weight,
         "training.precision": "bfloat16" if options.use_fp16 else "float32",

@@ -26,6 +26,7 @@ from latentwire.layout import Layout, Split
 from latentwire.receivers.packing import pad_rows
 from latentwire.training.batches import BatchOrder
 from latentwire.training.loop import METRICS, Schedule, fit
+from latentwire.training.parts import WHOLE, Counts, Losses, Part
 from latentwire.training.state import Identity, StateDirectory
 
 _VOCABULARY = 2048
@@ -126,8 +127,8 @@ class KeepWordsTask:
         lengths = [len(passage.ids) for passage in self._passages]
         self._order = BatchOrder(lengths, experiment.baselines.passages_per_step, _SEED)
 
-    def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-        _, indices = self._order.batch(step)
+    def losses(self, step: int, _: Part = WHOLE, /) -> tuple[Losses, Counts]:
+        indices = self._order.batch(step)[1]
         passages = [self._passages[index] for index in indices]
         logits, labels = self._read(passages)
         loss = F.cross_entropy(logits, labels, ignore_index=_UNLABELLED)

@@ -190,9 +190,7 @@ class _Step:
                     no_message = receiver.answer_logits(nothing, packed)
                 others = soft_tokens.select(range(shape.rows))
                 logits = receiver.answer_logits(others, packed)
-                loss = loss + guard_loss(
-                    logits, no_message, packed.target_ids, settings.guard_margin
-                )
+                loss = loss + guard_loss(logits, no_message, packed, settings.guard_margin)
         return loss
 
 

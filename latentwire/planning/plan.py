@@ -129,14 +129,24 @@ def _changes(own: Experiment, memory: Memory, available: int) -> Iterator[str]:
         yield "training.teacher_top_k: 64"
     if settings.receivers_per_step == "all" and len(own.readers) > 1:
         yield "training.receivers_per_step: one"
-    room, passages = available - memory.held, settings.passages_per_step
-    if room > memory.gradients + memory.updates and (fewer := passages * room // memory.step):
-        yield f"training.passages_per_step: {fewer} instead of {passages}"
+    parts = _enough_parts(memory, settings.micro_batches, available)
+    if parts is not None and parts <= settings.passages_per_step:
+        yield f"training.micro_batches: {parts}"
     if memory.passages > memory.peak / 4:
         yield "fewer training passages (the section data)"
     if own.wire.encoder.lora_rank is None and not own.wire.encoder_of:
         yield "wire.encoder.lora_rank: 16, which trains less"
     yield "a smaller wire.encoder.backbone; smaller or fewer receivers (wire.receivers)"
+
+
+def _enough_parts(memory: Memory, micro_batches: int, available: int) -> int | None:
+    """The power of two of parts of a step whose activations fit; none if gradients alone do not."""
+    activations = (memory.step - memory.gradients) * micro_batches
+    for kept in range(1, 16):
+        room = available - memory.held - (1 + kept) * memory.gradients
+        if activations <= room * 2**kept:
+            return 2**kept
+    return None
 
 
 def _parts(memory: Memory) -> list[tuple[str, int]]:
@@ -151,6 +161,7 @@ def _parts(memory: Memory) -> list[tuple[str, int]]:
         ("activations of the encoder", memory.encoder_activations),
         ("activations of the receivers", memory.receiver_activations),
         ("gradients", memory.gradients),
+        ("gradients of parts before", memory.kept_gradients),
     ]
     return [(text, size) for text, size in parts if size]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from latentwire.planning.models import Models, build_models, model_shape, num_pa
 from latentwire.planning.steps import StepShape, step_shape, step_work
 from latentwire.training.batches import BatchOrder
 from latentwire.training.optimisers import make_optimisers
+from latentwire.training.parts import parts_of_each, shares
 
 # Layers keep 10 to 20 states of the width of a token's.
 _AMPLE = 50
@@ -45,6 +47,7 @@ class Memory:
         passages: on the CPU, rows and token ids of all passages.
         cuda: on a GPU, what CUDA takes itself.
         gradients: of all that is trained, at the end of the backward pass.
+        kept_gradients: those of parts of a step that were read before.
         updates: what the optimiser needs for the largest parameter.
         encoder_activations: what the encoder keeps for the backward pass.
         receiver_activations: what the receivers keep.
@@ -61,6 +64,7 @@ class Memory:
     passages: int
     cuda: int
     gradients: int
+    kept_gradients: int
     updates: int
     encoder_activations: int
     receiver_activations: int
@@ -77,7 +81,7 @@ class Memory:
     @property
     def peak(self) -> int:
         """The most at any moment: activations are gone when the optimiser begins."""
-        return self.held + max(self.step, self.gradients + self.updates)
+        return self.held + max(self.step + self.kept_gradients, self.gradients + self.updates)
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def plan_memory(
         experiment: the whole experiment.
         layout: where its data and receivers are, if they are prepared.
         wire: the wire's name.
-        processes: that share each batch.
+        processes: that share each step.
         enough: bytes below which a rough estimate will do, which is far too much and takes no time.
 
     Raises:
@@ -129,7 +133,8 @@ def plan_memory(
     own, lengths = experiment.of_wire(wire), expected_lengths(experiment, layout, wire)
     with FakeTensorMode():
         models = build_models(experiment, layout, wire, {})
-        return _memory(own, models, lengths, _epoch(_order(own, lengths)), processes, enough)
+        parts = _epoch_in_parts(own, lengths, processes)
+        return _memory(own, models, lengths, parts, processes, enough)
 
 
 def plan_training(
@@ -146,7 +151,7 @@ def plan_training(
         layout: where its data and receivers are, if they are prepared.
         wire: the wire's name.
         shapes: configurations of models to use instead of their own, by name.
-        processes: that share each batch.
+        processes: that share each step.
 
     Raises:
         UserError: if a model's shape is not known.
@@ -154,6 +159,7 @@ def plan_training(
     own, lengths = experiment.of_wire(wire), expected_lengths(experiment, layout, wire)
     settings, order = own.training, _order(own, lengths)
     batches, num_steps = _epoch(order), settings.steps
+    parts = _epoch_in_parts(own, lengths, processes)
     if settings.epochs is not None and lengths.is_whole:
         num_steps = order.num_steps(settings.epochs)
     with FakeTensorMode():
@@ -167,9 +173,9 @@ def plan_training(
             **{name: num_parameters(model) for name, model in models.receivers.items()},
         }
         updates = sum(newton_schulz_flops(*matrix.shape) for matrix in matrices)
-        memory = _memory(own, models, lengths, batches, processes)
+        memory = _memory(own, models, lengths, parts, processes)
     everything = step_work(own, lengths, range(len(lengths.source)), padded=False)
-    padded = [step_work(own, lengths, indices, padded=True) for indices in batches]
+    padded = [step_work(own, lengths, indices, padded=True) for indices in parts]
     flops = step_flops(shape, everything, settings)
     computed = [step_flops(shape, work, settings, with_repetition=True) for work in padded]
     # Each process updates all weights.
@@ -200,6 +206,17 @@ def _epoch(order: BatchOrder) -> list[list[int]]:
     return [order.batch(step)[1] for step in range(order.num_steps(1))]
 
 
+def _epoch_in_parts(own: Experiment, lengths: Lengths, processes: int) -> list[list[int]]:
+    """What is read at a time, one part of a step after the other."""
+    each = parts_of_each(own.training.micro_batches, processes)
+    return [
+        [batch[index] for index in part]
+        for batch in _epoch(_order(own, lengths))
+        for part in shares(lengths.cost[batch].tolist(), each * processes)
+        if part
+    ]
+
+
 def _positions(work: StepWork) -> float:
     return work.encoder.tokens + sum(own.tokens for own in work.students.values())
 
@@ -219,19 +236,22 @@ def _memory(
     own: Experiment,
     models: Models,
     lengths: Lengths,
-    batches: Sequence[Sequence[int]],
+    parts: Sequence[Sequence[int]],
     processes: int,
     enough: float = 0,
 ) -> Memory:
     """Memory of a training; the models lose their layers."""
-    largest = max(batches, key=lambda batch: len(batch) * lengths.cost[batch].max())
-    shape = step_shape(own, lengths, largest[::processes])
+    largest = max(parts, key=lambda part: len(part) * lengths.cost[part].max())
+    shape = step_shape(own, lengths, largest)
     logits = max(
         FLOAT32_BYTES * read.targets * models.receivers[name].config.vocab_size
         for name, read in shape.readings.items()
     )
     matrices, others = _trained(models.wire)
     counts = _count(matrices), _count(others)
+    gradients = FLOAT32_BYTES * sum(counts)
+    # They are added by halves.
+    kept = ceil(log2(parts_of_each(own.training.micro_batches, processes)))
     is_cpu = own.device == "cpu"
     memory = Memory(
         receivers=sum(_num_bytes(model) for model in models.receivers.values()),
@@ -241,7 +261,8 @@ def _memory(
         saving=state_bytes(*counts) if is_cpu else 0,
         passages=lengths.host_bytes if is_cpu else 0,
         cuda=0 if is_cpu else _CUDA_BYTES,
-        gradients=FLOAT32_BYTES * sum(counts),
+        gradients=gradients,
+        kept_gradients=kept * gradients,
         # Two of its size at a time.
         updates=2 * FLOAT32_BYTES * max(p.numel() for p in [*matrices, *others]),
         encoder_activations=0,

@@ -55,6 +55,7 @@ from latentwire.receivers.packing import (
 from latentwire.receivers.prompt import Prompt
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import answer_token_index
+from latentwire.training.parts import WHOLE, Counts, Losses, Part
 from latentwire.training.state import Identity, StateDirectory
 
 _TOKENIZER_PASSAGES = 4000
@@ -243,7 +244,7 @@ class PretrainingTask:
         self._tokenizer, self._pad_id = tokenizer, tokenizer.pad_token_id
         self._full_stop = tokenizer.encode("x.", add_special_tokens=False)[-1]
 
-    def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def losses(self, step: int, _: Part = WHOLE, /) -> tuple[Losses, Counts]:
         settings = self._settings
         passages = draw_passages(settings, step)
         ids, mask, packed = self._batch(passages)

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 
 from latentwire.errors import Interrupted
 from latentwire.training.optimisers import learning_rate_factor, make_optimisers
+from latentwire.training.parts import WHOLE, Counts, Losses, Part, add_gradients, own_parts
 from latentwire.training.processes import (
     agree,
     apart,
     copy_from_leader,
     is_leader,
     sum_gradients,
+    sum_losses,
 )
 from latentwire.training.progress import MetricsLog, Progress
 from latentwire.training.state import StateDirectory
@@ -35,11 +38,11 @@ class Task(Protocol):
     def module(self) -> nn.Module:
         """What is trained; its parameters that require gradients."""
 
-    def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """The losses of a step, `loss` the one to minimise, and counts: `examples`, `tokens`.
+    def losses(self, step: int, part: Part = WHOLE, /) -> tuple[Losses, Counts]:
+        """What a part adds to the losses of a step, `loss` the one to minimise; and counts.
 
-        Where several processes train together these are of the whole step, and the gradient of the
-        loss is that of the process's share.
+        The losses of all parts add up to the step's. A part that has nothing to read has none. The
+        counts, `examples` and `tokens`, are the step's.
         """
 
     def dev(self) -> dict[str, float]:
@@ -56,6 +59,7 @@ class Schedule:
     other_learning_rate: float
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
+    micro_batches: int = 1
     log_every_steps: int = 20
     dev_every_steps: int = 500
     checkpoint_interval_seconds: float = 300
@@ -86,6 +90,7 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
     first_step, examples, text = _resume(task, optimisers, state)
     trainable = [parameter for _, parameter in parameters]
     copy_from_leader(trainable)
+    parts = own_parts(schedule.micro_batches)
     state.begin(first_step, schedule.num_steps)
     metrics = MetricsLog(state.path / METRICS, text) if is_leader() else None
     progress = Progress(first_step, schedule.num_steps)
@@ -105,20 +110,21 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
             rates = (schedule.matrix_learning_rate, schedule.other_learning_rate)
             for optimiser, rate in zip(optimisers, rates, strict=True):
                 optimiser.param_groups[0]["lr"] = rate * factor
-            losses, counts = task.losses(step)
-            losses["loss"].backward()
+            read = add_gradients(partial(task.losses, step), parts, trainable)
             sum_gradients(trainable)
             norm = nn.utils.clip_grad_norm_(trainable, schedule.max_gradient_norm)
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad()
+            _, counts = read[0]
             examples += counts["examples"]
             logged_tokens += counts["tokens"]
             done = step + 1
             is_last = done == schedule.num_steps
-            if metrics and (done % schedule.log_every_steps == 0 or is_last):
-                row: dict[str, float] = {"step": done, "examples": examples}
-                row |= {name: value.item() for name, value in losses.items()}
+            is_logged = done % schedule.log_every_steps == 0 or is_last
+            losses = sum_losses([own for own, _ in read]) if is_logged else {}
+            if metrics and is_logged:
+                row: dict[str, float] = {"step": done, "examples": examples, **losses}
                 row |= {"learning_rate": rates[0] * factor, "gradient_norm": norm.item()}
                 if done % schedule.dev_every_steps == 0 or is_last:
                     with apart():

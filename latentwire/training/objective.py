@@ -1,9 +1,13 @@
-"""Losses over answer tokens; those of all processes that train together.
+"""Losses over answer tokens.
 
 Shapes: T answer tokens of a batch, V vocabulary. Row t of the logits predicts `target_ids[t]`; no
 label is shifted here or anywhere else.
+
+Of a step that is read in parts, each part's loss is its share of a mean over the whole step. A mean
+of the parts' means would make more of a token the fewer there are beside it.
 """
 
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +16,6 @@ from torch import Tensor
 
 from latentwire.config import Training
 from latentwire.receivers.packing import PackedQuestions
-from latentwire.training.processes import mean_of_all
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,36 @@ Teacher = Tensor | LikelyTokens
 """Logits `[T, V]` of a receiver that reads the text, or what is kept of them."""
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What the losses of a step are means over; none where the step is not read in parts.
+
+    Attributes:
+        answers: how many there are.
+        tokens: theirs.
+        k_tokens: those among their first K.
+    """
+
+    answers: int | None = None
+    tokens: int | None = None
+    k_tokens: int | None = None
+
+    @classmethod
+    def of(cls, answers: Iterable[Sized], k_token_depth: int) -> "Totals":
+        lengths = [len(answer) for answer in answers]
+        k_tokens = sum(min(length, k_token_depth) for length in lengths)
+        return cls(len(lengths), sum(lengths), k_tokens)
+
+
+UNPARTED = Totals()
+
+
 def answer_loss(
     logits: Tensor,
     teacher: Teacher | None,
     packed: PackedQuestions,
     settings: Training,
+    totals: Totals = UNPARTED,
 ) -> dict[str, Tensor]:
     """The training objective and its parts.
 
@@ -47,64 +75,94 @@ def answer_loss(
         teacher: the same receiver reading the text; none without KL.
         packed: the questions that the logits answer.
         settings: the weights.
+        totals: of the whole step, if the questions are a part of one.
 
     Returns:
         `loss`, `cross_entropy` and, where used, `kl`, `first_token` and `k_token`; scalars in nats
         per answer token.
     """
     token_loss = F.cross_entropy(logits, packed.target_ids, reduction="none")
-    parts = {"cross_entropy": _mean(token_loss)}
+    parts = {"cross_entropy": _mean(token_loss, totals.tokens)}
     loss = settings.cross_entropy_weight * parts["cross_entropy"]
     depth = answer_token_index(packed)
     if settings.first_token_weight:
-        parts["first_token"] = _mean(token_loss[depth == 0])
+        parts["first_token"] = _mean(token_loss[depth == 0], totals.answers)
         loss = loss + settings.first_token_weight * parts["first_token"]
     if settings.k_token_depth:
-        parts["k_token"] = _mean(token_loss[depth < settings.k_token_depth])
+        first = token_loss[depth < settings.k_token_depth]
+        parts["k_token"] = _mean(first, totals.k_tokens)
         loss = loss + parts["k_token"]
     if teacher is not None:
-        parts["kl"] = mean_of_all(kl_divergence(teacher, logits), len(logits))
+        parts["kl"] = kl_divergence(teacher, logits) * _share(len(logits), totals.tokens)
         loss = loss + settings.kl_weight * parts["kl"]
     return {"loss": loss, **parts}
 
 
-def alignment_loss(soft_tokens: Tensor, embeddings: Tensor, index: Tensor) -> Tensor:
-    """Squared error of soft tokens against a receiver's embeddings, relative to their mean square.
-
-    A soft token that several embeddings belong to is fitted to their mean; one that none belongs
-    to is left alone.
+def alignment_targets(embeddings: Tensor, index: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """What soft tokens are fitted to in alignment: the mean of the embeddings that belong to each.
 
     Args:
-        soft_tokens: `[B, S, D]`, one for each encoder token.
-        embeddings: `[B, R, D]`, the receiver's of the same sources.
-        index: `[B, R]` the encoder token of each embedding, S where it is padding.
+        embeddings: `[B, R, D]`, a receiver's of the sources.
+        index: `[B, R]` the encoder token of each embedding, `length` where it is padding.
+        length: S, the encoder tokens of the longest source.
+
+    Returns:
+        The means `[B, S, D]`, and which encoder tokens `[B, S]` any embedding belongs to.
     """
-    batch, length, width = soft_tokens.shape
+    batch, _, width = embeddings.shape
     targets = embeddings.new_zeros(batch, length + 1, width).scatter_reduce(
         1, index[:, :, None].expand_as(embeddings), embeddings, "mean", include_self=False
-    )[:, :-1]
+    )
     found = torch.zeros(batch, length + 1, dtype=torch.bool, device=index.device)
-    found = found.scatter(1, index, True)[:, :-1]
-    soft_tokens, targets = soft_tokens[found], targets[found]
-    error, square = F.mse_loss(soft_tokens, targets), targets.square().mean()
-    return mean_of_all(error, targets.numel()) / mean_of_all(square, targets.numel())
+    return targets[:, :-1], found.scatter(1, index, True)[:, :-1]
+
+
+def alignment_loss(
+    soft_tokens: Tensor, targets: Tensor, found: Tensor, rows: Sequence[int]
+) -> Tensor:
+    """Squared error of soft tokens, relative to the mean square of the step's targets.
+
+    Args:
+        soft_tokens: `[B, S, D]`, one for each encoder token of the sources that are read.
+        targets: `[B', S', D]` of all sources of the step.
+        found: `[B', S']` which of them there are; other soft tokens are left alone.
+        rows: which B of the sources are read.
+    """
+    length = soft_tokens.shape[1]
+    own = found[rows, :length]
+    error = F.mse_loss(soft_tokens[own], targets[rows, :length][own])
+    square = targets[found].square().mean()
+    return error / square * _share(int(own.sum()), int(found.sum()))
 
 
 def guard_loss(
-    logits: Tensor, no_message_logits: Tensor, target_ids: Tensor, margin: float
+    logits: Tensor,
+    no_message_logits: Tensor,
+    packed: PackedQuestions,
+    margin: float,
+    totals: Totals = UNPARTED,
 ) -> Tensor:
     """What a message of another passage costs above no message, beyond a margin; a scalar in nats.
 
-    The guard term of Draft-KV.
+    The guard term of Draft-KV, for each answer; its mean over answers.
 
     Args:
         logits: `[T, V]` of the receiver reading another passage's message.
         no_message_logits: `[T, V]` of it reading none.
-        target_ids: `[T]` the answer tokens.
+        packed: the questions that the logits answer.
         margin: what is allowed, in nats per answer token.
+        totals: of the whole step, if the questions are a part of one.
     """
-    cost = F.cross_entropy(logits, target_ids) - F.cross_entropy(no_message_logits, target_ids)
-    return F.relu(mean_of_all(cost, len(target_ids)) - margin)
+    costs = [
+        F.cross_entropy(own, packed.target_ids, reduction="none")
+        for own in (logits, no_message_logits)
+    ]
+    # As many places as there are tokens, as the number of answers is not known without values.
+    nothing = torch.zeros_like(costs[0])
+    sums = nothing.index_add(0, packed.target_answers, costs[0] - costs[1])
+    lengths = nothing.index_add(0, packed.target_answers, torch.ones_like(nothing))
+    guards = F.relu(sums / lengths.clamp(min=1) - margin) * (lengths > 0)
+    return guards.sum() / (totals.answers or (lengths > 0).sum())
 
 
 def kl_divergence(teacher: Teacher, student_logits: Tensor) -> Tensor:
@@ -157,5 +215,10 @@ def answer_token_index(packed: PackedQuestions) -> Tensor:
     return position - torch.where(packed.starts_answer, position, 0).cummax(0).values
 
 
-def _mean(values: Tensor) -> Tensor:
-    return mean_of_all(values.mean(), len(values))
+def _mean(values: Tensor, total: int | None) -> Tensor:
+    return values.mean() * _share(len(values), total)
+
+
+def _share(count: int, total: int | None) -> float:
+    """By what a mean over a part of a step is scaled, to be its share of that over the whole."""
+    return 1.0 if total is None else count / total

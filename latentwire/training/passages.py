@@ -81,22 +81,6 @@ def repetition(
     )
 
 
-def unanswered(passage: TokenisedPassage) -> TokenisedPassage:
-    """A passage that is read like any other, but of which nothing is known to learn from."""
-    nothing: dict[str, list[int]] = {name: [] for name in passage.source_ids}
-
-    def unasked(questions: dict[str, QuestionIds]) -> dict[str, QuestionIds]:
-        return {name: [(ids, []) for ids, _ in pairs] for name, pairs in questions.items()}
-
-    return replace(
-        passage,
-        source_ids=nothing,
-        encoder_index=nothing,
-        questions=unasked(passage.questions),
-        text_questions=unasked(passage.text_questions),
-    )
-
-
 def choose(questions: QuestionIds, most: int, key: str) -> QuestionIds:
     """At most so many questions, a random choice that the key fixes."""
     return questions if len(questions) <= most else random.Random(key).sample(questions, most)

@@ -6,7 +6,7 @@ leads, and has all of every step; nothing here then computes anything.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import wraps
 from typing import ParamSpec
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from latentwire.errors import ProcessLostError
 
 P = ParamSpec("P")
+# 256 MB in float32.
+_BUCKET_NUMBERS = 2**26
 
 _apart = ContextVar("apart", default=False)
 
@@ -27,8 +29,12 @@ def num_processes() -> int:
     return dist.get_world_size() if together else 1
 
 
+def rank() -> int:
+    return 0 if num_processes() == 1 else dist.get_rank()
+
+
 def is_leader() -> bool:
-    return num_processes() == 1 or dist.get_rank() == 0
+    return rank() == 0
 
 
 def leader_only(method: Callable[P, None]) -> Callable[P, None]:
@@ -62,57 +68,67 @@ def agree(number: int = 0) -> int:
     return int(largest)
 
 
-def own_share(costs: Sequence[int]) -> list[int]:
-    """The indices of what this process does of a step; none where there is less than one each."""
-    if num_processes() == 1:
-        return [*range(len(costs))]
-    return shares(costs, num_processes())[dist.get_rank()]
-
-
-def shares(costs: Sequence[int], count: int) -> list[list[int]]:
-    """Indices in order, parted into runs of about equal cost."""
-    parts: list[list[int]] = [[] for _ in range(count)]
-    for index, (end, cost) in enumerate(zip(itertools.accumulate(costs), costs, strict=True)):
-        # Whose part the middle of each falls into.
-        parts[count * (2 * end - cost) // (2 * sum(costs))].append(index)
-    return parts
-
-
-def mean_of_all(mean: Tensor, count: int) -> Tensor:
-    """The mean of values that are spread over the processes, weighted by how many each has.
-
-    Its gradient is that of the own values; summed over the processes it is that of the mean.
+def sum_losses(own: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Sums of what each part of a step adds to its losses; the leader has all of their names.
 
     Args:
-        mean: of the own values, a scalar.
-        count: how many they are.
+        own: of this process's parts, as many in every process; nothing of one that is empty.
     """
-    if num_processes() == 1:
-        return mean
-    # The mean of nothing is no number.
-    own = mean * count if count else mean.nan_to_num()
-    totals = torch.stack([own.detach().double(), own.new_tensor(count, dtype=torch.double)])
-    with _noticing_ends():
-        dist.all_reduce(totals)
-    total, number = totals
-    # All have the same bits, each its own gradient.
-    return (total / number).to(own.dtype) + (own - own.detach()) / number.to(own.dtype)
+    names = next((list(losses) for losses in own if losses), [])
+    values = torch.zeros(len(own), agree(len(names)), dtype=torch.double)
+    for row, losses in zip(values, own, strict=True):
+        if losses:
+            row.copy_(torch.stack([*losses.values()]))
+    return dict(zip(names, _gathered(values).flatten(0, 1).sum(0).tolist(), strict=False))
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Adds the gradients of all processes; what has none in any of them is left without."""
+    """Adds the gradients of all processes by halves; what has none in any of them keeps none."""
     if num_processes() == 1:
         return
     present = torch.tensor([parameter.grad is not None for parameter in parameters]).int()
     with _noticing_ends():
         dist.all_reduce(present, dist.ReduceOp.MAX)
-        sums = []
-        for parameter in itertools.compress(parameters, present.tolist()):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            sums.append(dist.all_reduce(parameter.grad, async_op=True))
-        for work in sums:
-            work.wait()
+    gradients = []
+    for parameter in itertools.compress(parameters, present.tolist()):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        total = _by_halves(_gathered(torch.cat([*map(torch.flatten, bucket)])))
+        sizes = [gradient.numel() for gradient in bucket]
+        for gradient, part in zip(bucket, total.split(sizes), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of gradients that are sent together: few messages, and little memory."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and sum(own.numel() for own in bucket) + gradient.numel() > _BUCKET_NUMBERS:
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+def _gathered(own: Tensor) -> Tensor:
+    """The same tensor of all processes, `[N, *own.shape]`."""
+    if num_processes() == 1:
+        return own[None]
+    everything = own.new_empty(num_processes(), *own.shape)
+    with _noticing_ends():
+        dist.all_gather([*everything], own)
+    return everything
+
+
+def _by_halves(terms: Tensor) -> Tensor:
+    """The sum over the first dimension; bits do not depend on who added up each half before."""
+    if len(terms) == 1:
+        return terms[0]
+    middle = len(terms) // 2
+    return _by_halves(terms[:middle]) + _by_halves(terms[middle:])
 
 
 def copy_from_leader(parameters: Iterable[nn.Parameter]) -> None:

@@ -35,12 +35,16 @@ from latentwire.training.batches import BatchOrder
 from latentwire.training.features import FeatureCache
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import (
+    UNPARTED,
     Teacher,
+    Totals,
     alignment_loss,
+    alignment_targets,
     answer_loss,
     guard_loss,
     teacher_of,
 )
+from latentwire.training.parts import WHOLE, Counts, Losses, Part
 from latentwire.training.passages import (
     QuestionIds,
     TokenisedPassage,
@@ -51,9 +55,8 @@ from latentwire.training.passages import (
     repetition,
     token_spans,
     tokenise_passages,
-    unanswered,
 )
-from latentwire.training.processes import is_leader, own_share
+from latentwire.training.processes import is_leader
 from latentwire.training.state import Identity, StateDirectory
 from latentwire.wire.card import wire_card
 from latentwire.wire.description import WEIGHTS, ReceiverFacts
@@ -237,19 +240,20 @@ class WireTask:
         self.num_steps = self._settings.steps or self.order.num_steps(self._settings.epochs or 0)
         self._least_sharpness = {r.name: self._soften(r) for r in receivers}
 
-    def losses(self, step: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def losses(self, step: int, part: Part = WHOLE, /) -> tuple[Losses, Counts]:
         epoch, indices = self.order.batch(step)
         sender = random.Random(f"{self._seed}/{step}/sender").choice(self._senders)
         passages = [self._passages[sender][index] for index in indices]
-        settings = self._settings
+        tokens = [passage.num_tokens for passage in passages]
+        counts = {"examples": len(passages), "tokens": sum(tokens)}
+        own, settings = part.own(tokens), self._settings
+        if not own:
+            return {}, counts
         if step < settings.alignment_steps:
-            losses = self._alignment(passages)
-        elif step < settings.alignment_steps + settings.text_steps:
-            losses = self._writing(step, passages)
-        else:
-            losses = self._answers(step, epoch, passages)
-        tokens = sum(passage.num_tokens for passage in passages)
-        return losses, {"examples": len(passages), "tokens": tokens}
+            return self._alignment(passages, own), counts
+        if step < settings.alignment_steps + settings.text_steps:
+            return self._writing(step, passages, own), counts
+        return self._answers(step, epoch, passages, own), counts
 
     def growth(self, step: int) -> float:
         """How far the ratio has grown, from 0, a ratio of 1, to 1, the highest target."""
@@ -329,50 +333,44 @@ class WireTask:
         golds = receiver.decode([answer[:-1] for own in questions for _, answer in own])
         return fmean(f1(text, [gold]) for text, gold in zip(given, golds, strict=True))
 
-    def _share(
-        self, passages: Sequence[TokenisedPassage]
-    ) -> tuple[Sequence[TokenisedPassage], list[int]]:
-        """A step's passages, and which of them are this process's share."""
-        own = own_share([passage.num_tokens for passage in passages])
-        # A process without a share reads all the same, as the losses are those of all processes.
-        return (passages, own) if own else ([unanswered(passages[0]), *passages[1:]], [0])
-
     def _strangers(self, passages: Sequence[TokenisedPassage], own: Sequence[int]) -> list[int]:
-        """For the guard, one of another passage for each of this process's share."""
+        """For the guard, one of another passage for each that is read."""
         if not self._settings.guard_weight:
             return []
         others = other_passages([passage.passage_id for passage in passages])
         return [others[index] for index in own] if others else []
 
-    def _alignment(self, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:
-        passages, own = self._share(passages)
-        passages = [passages[index] for index in own]
+    def _alignment(self, all_passages: Sequence[TokenisedPassage], own: Sequence[int]) -> Losses:
+        passages = [all_passages[index] for index in own]
         ratios = self._experiment.wire.target_ratios[:1] * len(passages)
         latents = self._encode(passages, ratios, 0.0, self._features_of(passages))
+        longest = max(len(passage.encoder_ids) for passage in all_passages)
         losses = {}
         for name, reader in self._latent_readers.items():
-            text = reader.text_source([p.source_ids[name] for p in passages])
-            index, _ = pad_rows([p.encoder_index[name] for p in passages], latents.mask.shape[1])
+            text = reader.text_source([p.source_ids[name] for p in all_passages])
+            index, _ = pad_rows([p.encoder_index[name] for p in all_passages], longest)
+            index = index.to(self._experiment.device)
+            targets, found = alignment_targets(text.embeddings.float(), index, longest)
             with self._autocast():
                 soft_tokens = self.module.soft_tokens(name, latents).embeddings
-            losses[f"{name}/alignment_loss"] = alignment_loss(
-                soft_tokens, text.embeddings.float(), index.to(self._experiment.device)
-            )
+            losses[f"{name}/alignment_loss"] = alignment_loss(soft_tokens, targets, found, own)
         return {"loss": torch.stack([*losses.values()]).sum(), **losses}
 
     def _answers(
-        self, step: int, epoch: int, passages: Sequence[TokenisedPassage]
-    ) -> dict[str, Tensor]:
+        self, step: int, epoch: int, passages: Sequence[TokenisedPassage], own: Sequence[int]
+    ) -> Losses:
         """Losses of a step's answers."""
         draw = random.Random(f"{self._seed}/{step}")
         ratios = [draw.choice(self._experiment.wire.target_ratios) for _ in passages]
-        return self._reading(step, passages, ratios, question_key=f"{self._seed}/{epoch}")
+        return self._reading(step, passages, own, ratios, question_key=f"{self._seed}/{epoch}")
 
-    def _writing(self, step: int, passages: Sequence[TokenisedPassage]) -> dict[str, Tensor]:
+    def _writing(
+        self, step: int, passages: Sequence[TokenisedPassage], own: Sequence[int]
+    ) -> Losses:
         """Losses of a step in which receivers write text: the pretraining of ARC-Encoder."""
         draw = random.Random(f"{self._seed}/text/{step}")
         tasks = [self._text_task(passage, draw) for passage in passages]
-        return self._reading(step, tasks, [self._text_ratio] * len(tasks), "", kl=False)
+        return self._reading(step, tasks, own, [self._text_ratio] * len(tasks), "", kl=False)
 
     def _text_task(self, passage: TokenisedPassage, draw: random.Random) -> TokenisedPassage:
         if draw.random() >= self._settings.repeat_share:
@@ -399,17 +397,26 @@ class WireTask:
         self,
         step: int,
         passages: Sequence[TokenisedPassage],
+        own: Sequence[int],
         ratios: Sequence[float],
         question_key: str,
         kl: bool = True,
-    ) -> dict[str, Tensor]:
-        """Losses of receivers that read the latents of a step, averaged over several."""
+    ) -> Losses:
+        """Losses of receivers that read the latents of a step, averaged over several.
+
+        Args:
+            step: its number.
+            passages: all of the step.
+            own: which of them are read here.
+            ratios: of all of them.
+            question_key: decides which questions are drawn.
+            kl: whether receivers of the text teach.
+        """
         drawn = random.Random(f"{self._seed}/{step}/receiver").choice(self._receivers)
         readers = self._receivers if self._settings.receivers_per_step == "all" else [drawn]
-        passages, own = self._share(passages)
         strangers = self._strangers(passages, own)
         # Messages that the guard alone needs come last.
-        read = own + sorted({*strangers} - {*own})
+        read = [*own, *sorted({*strangers} - {*own})]
         encoded = [passages[index] for index in read]
         latents = self._encode(
             encoded,
@@ -426,10 +433,19 @@ class WireTask:
                 kl=kl,
                 sharpness=self._least_sharpness[receiver.name] ** self.softness(step),
                 strangers=[read.index(index) for index in strangers],
+                totals=self._totals(receiver, passages, question_key),
             )
             for receiver in readers
         ]
         return {key: torch.stack([losses[key] for losses in each]).mean() for key in each[0]}
+
+    def _totals(
+        self, receiver: Receiver, passages: Sequence[TokenisedPassage], question_key: str
+    ) -> Totals:
+        most = self._settings.max_questions_per_passage
+        questions = (choose(p.questions[receiver.name], most, question_key) for p in passages)
+        answers = [answer for own in questions for _, answer in own]
+        return Totals.of(answers, self._settings.k_token_depth)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -487,7 +503,8 @@ class WireTask:
         sharpness: float = 1.0,
         kl: bool = True,
         strangers: Sequence[int] = (),
-    ) -> dict[str, Tensor]:
+        totals: Totals = UNPARTED,
+    ) -> Losses:
         settings, name = self._settings, receiver.name
         reader, most = self._latent_readers[name], settings.max_questions_per_passage
         packed = reader.pack([choose(p.questions[name], most, question_key) for p in passages])
@@ -500,9 +517,9 @@ class WireTask:
             teacher: Teacher | None = None
             if kl and settings.kl_weight:
                 teacher = teacher_of(self._read_text(receiver, passages, question_key)[0], settings)
-            losses = answer_loss(logits, teacher, packed, settings)
+            losses = answer_loss(logits, teacher, packed, settings, totals)
             if settings.guard_weight:
-                losses["guard"] = self._guard(reader, soft_tokens, packed, strangers)
+                losses["guard"] = self._guard(reader, soft_tokens, packed, strangers, totals)
                 losses["loss"] = losses["loss"] + settings.guard_weight * losses["guard"]
         return losses
 
@@ -512,6 +529,7 @@ class WireTask:
         soft_tokens: Source,
         packed: PackedQuestions,
         strangers: Sequence[int],
+        totals: Totals,
     ) -> Tensor:
         """The guard of a batch; zero where all of its sources are of one passage."""
         if not strangers:
@@ -521,7 +539,7 @@ class WireTask:
             nothing = reader.text_source([[] for _ in strangers])
             no_message = reader.answer_logits(nothing, packed)
         logits = reader.answer_logits(others, packed)
-        return guard_loss(logits, no_message, packed.target_ids, self._settings.guard_margin)
+        return guard_loss(logits, no_message, packed, self._settings.guard_margin, totals)
 
     @torch.no_grad()
     def _read_text(

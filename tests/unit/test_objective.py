@@ -6,7 +6,9 @@ import torch
 from latentwire.config import Training
 from latentwire.receivers.packing import pack_questions
 from latentwire.training.objective import (
+    Totals,
     alignment_loss,
+    alignment_targets,
     answer_loss,
     guard_loss,
     kl_divergence,
@@ -93,20 +95,52 @@ def test_alignment_is_the_error_to_the_mean_embedding_of_each_token():
     embeddings = torch.tensor([[[1.0, 1.0], [3.0, 1.0], [2.0, 2.0], [7.0, 7.0]]])
     # Two embeddings belong to the first soft token, one to the second, none to the third; the last
     # embedding is padding.
-    loss = alignment_loss(soft_tokens, embeddings, torch.tensor([[0, 0, 1, 3]]))
+    targets, found = alignment_targets(embeddings, torch.tensor([[0, 0, 1, 3]]), 3)
+    loss = alignment_loss(soft_tokens, targets, found, [0])
     targets = [2.0, 1.0, 2.0, 2.0]
     errors = [(a - b) ** 2 for a, b in zip([1.0, 2.0, 3.0, 4.0], targets, strict=True)]
     assert loss.item() == pytest.approx(sum(errors) / sum(t**2 for t in targets))
 
 
-def test_the_guard_is_what_another_message_costs_above_none_and_a_margin():
-    targets = PACKED.target_ids
-    cost = [
-        -(logits.double().softmax(1)[range(6), targets].log().mean().item())
+def test_the_guard_is_what_another_message_costs_an_answer_above_none_and_a_margin():
+    other, none = (
+        -logits.double().softmax(1)[range(6), PACKED.target_ids].log()
         for logits in (LOGITS, TEACHER)
+    )
+    extra = [(other - none)[own].mean().item() for own in ([0, 1, 2], [3], [4, 5])]
+    margin = sorted(extra)[1] - 0.1
+    expected = sum(max(0, own - margin) for own in extra) / 3
+    assert sum(own > margin for own in extra) == 2
+    guard = guard_loss(LOGITS, TEACHER, PACKED, margin)
+    assert guard.item() == pytest.approx(expected, abs=1e-5)
+    assert guard_loss(LOGITS, TEACHER, PACKED, max(extra) + 0.1).item() == 0
+
+
+def test_parts_of_a_step_add_up_to_its_losses():
+    questions = [[([1], [2, 3, 4]), ([1, 1], [5])], [([1], [2, 2])]]
+    settings = Training(steps=1, first_token_weight=0.5, k_token_depth=2, kl_weight=0.7)
+    whole = answer_loss(LOGITS, TEACHER, PACKED, settings)
+    whole["guard"] = guard_loss(LOGITS, TEACHER, PACKED, -10.0)
+    totals = Totals.of((answer for own in questions for _, answer in own), settings.k_token_depth)
+    sums = dict.fromkeys(whole, 0.0)
+    for row, rows in zip(questions, (slice(0, 4), slice(4, 6)), strict=True):
+        packed = pack_questions([row], pad_id=0)
+        part = answer_loss(LOGITS[rows], TEACHER[rows], packed, settings, totals)
+        part["guard"] = guard_loss(LOGITS[rows], TEACHER[rows], packed, -10.0, totals)
+        sums = {name: sums[name] + part[name] for name in sums}
+    for name, value in whole.items():
+        torch.testing.assert_close(sums[name], value)
+
+
+def test_parts_of_an_alignment_add_up_to_it():
+    generator = torch.Generator().manual_seed(0)
+    soft_tokens, embeddings = (torch.randn(3, 4, 2, generator=generator) for _ in range(2))
+    index = torch.tensor([[0, 1, 2, 3], [0, 0, 1, 4], [2, 4, 4, 4]])
+    targets, found = alignment_targets(embeddings, index, 4)
+    whole = alignment_loss(soft_tokens, targets, found, [0, 1, 2])
+    # What is read alone is padded less.
+    parts = [
+        alignment_loss(soft_tokens[:1], targets, found, [0]),
+        alignment_loss(soft_tokens[1:, :3], targets, found, [1, 2]),
     ]
-    dearer, cheaper = (LOGITS, TEACHER) if cost[0] > cost[1] else (TEACHER, LOGITS)
-    excess = abs(cost[0] - cost[1])
-    guard = guard_loss(dearer, cheaper, targets, excess / 4)
-    assert guard.item() == pytest.approx(0.75 * excess, abs=1e-5)
-    assert guard_loss(cheaper, dearer, targets, 0.0).item() == 0
+    torch.testing.assert_close(sum(parts), whole)

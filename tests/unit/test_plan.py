@@ -1,6 +1,7 @@
 """What `plan` says of a training, against numbers worked out by hand and against real trainings."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,12 +115,13 @@ def test_optimiser_state_and_saves():
 
 
 def test_activations_are_gone_when_the_optimiser_begins():
-    memory = Memory(*[0] * 14)
+    memory = Memory(*[0] * 15)
     weights = replace(memory, receivers=1, senders=7, wire=2)
     held = replace(weights, optimiser=3, saving=4, passages=5, cuda=6)
     assert held.held == 28
     assert replace(held, step=10, gradients=3, updates=2).peak == 38
     assert replace(held, step=4, gradients=3, updates=2).peak == 33
+    assert replace(held, step=10, gradients=3, kept_gradients=6, updates=2).peak == 44
 
 
 @pytest.fixture
@@ -312,11 +314,16 @@ def test_the_verb_tells_what_a_training_takes(capsys, prepared):
 
 def test_the_verb_refuses_what_cannot_fit_and_says_what_to_change(capsys, prepared):
     _, layout = prepared
-    code, out, err = run(capsys, layout, "plan", "--memory-gib", "0.25", "--flops", "1e9")
+    plan = ("plan", "--memory-gib", "0.25", "--flops", "1e9")
+    code, out, err = run(capsys, layout, *plan)
     assert code == cli.USER_ERROR
     assert "GiB at the peak of 0.2" in out
-    for change in ("checkpoint_activations: true", "receivers.0.dtype: bfloat16", "instead of 9"):
+    for change in ("checkpoint_activations: true", "receivers.0.dtype: bfloat16"):
         assert change in err
+    (parts,) = re.findall(r"training\.micro_batches: (\d+)", err)
+    code, out, _ = run(capsys, layout, *plan, "--training.micro_batches", parts)
+    assert code == 0
+    assert "gradients of parts before" in out
 
 
 def test_a_save_that_takes_too_long_is_said(capsys, prepared, monkeypatch):

@@ -73,10 +73,10 @@ def check_resume(monkeypatch, task, run, folder, state):
         return loop.fit(task, replace(schedule, checkpoint_interval_seconds=0), state)
 
     def cut(at):
-        def losses_until(self, step):
+        def losses_until(self, step, part):
             if step == at:
                 raise PowerCutError
-            return losses(self, step)
+            return losses(self, step, part)
 
         return losses_until
 

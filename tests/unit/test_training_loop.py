@@ -39,7 +39,7 @@ class Toy:
         self.module[0].bias.requires_grad_(False)
         self._strike_at, self._strike = strike_at, strike
 
-    def losses(self, step):
+    def losses(self, step, _=None):
         if step == self._strike_at:
             self._strike()
         generator = torch.Generator().manual_seed(step)

@@ -1,7 +1,7 @@
 """Makes a training tell what each of its processes does, and lets a test hit one at a step.
 
 Imported by the process that trains, as `kills` prepares it. It is asked by variables:
-WATCHED, the folder to tell in; STRIKE, `signal:step:rank` of a blow.
+WATCHED, the folder to tell in; STRIKE, `signal:step:rank` of a blow; OPTIMISER, "ours" or AdamW.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ losses, read_latents, fit = wire.WireTask.losses, wire.WireTask._read_latents, w
 current = {"step": -1}
 
 
-def _losses(task, step):
+def _losses(task, step, part):
     number, at, rank = STRIKE
     if (step, _rank()) == (at, rank):
         os.kill(os.getpid(), number)
@@ -47,7 +47,7 @@ def _losses(task, step):
     # Below zero the guard is at work, whatever untrained models say.
     task._settings = task._settings.model_copy(update={"guard_margin": -10.0})
     random_before = torch.get_rng_state()
-    outcome = losses(task, step)
+    outcome = losses(task, step, part)
     # What is drawn from the global generator would hang on the number of processes.
     assert torch.equal(torch.get_rng_state(), random_before)
     return outcome
@@ -60,8 +60,6 @@ def _read_latents(task, receiver, latents, passages, *arguments, **options):
         rows = [
             json.dumps([receiver.name, passage.encoder_ids, own])
             for passage, own in zip(passages, answers, strict=True)
-            # Who has no share of a step reads a passage without answers.
-            if any(own)
         ]
         read = [hashlib.sha256(row.encode()).hexdigest() for row in rows]
         tokens = sum(len(answer) for own in answers for answer in own)
@@ -80,7 +78,8 @@ def _fit(task, schedule, state):
 
 
 wire.WireTask.losses, wire.WireTask._read_latents, wire.fit = _losses, _read_latents, _fit
-loop.make_optimisers = _adamw
+if os.environ.get("OPTIMISER") != "ours":
+    loop.make_optimisers = _adamw
 torchrun._OTHERS_FIRST_SECONDS = 0.5
 # Processes that are launched are watched, too.
 api.LaunchConfig = partial(api.LaunchConfig, start_method="fork")
