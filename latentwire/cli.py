@@ -591,10 +591,11 @@ def _write_config_files() -> None:
 
 _WIRE = ("--wire", "name of the wire (default: the experiment's)")
 _SEED = ("--seed", "one of the wire's seeds (default: its first)")
+_RECEIVER = ("--receiver", "name of the receiver")
 _FORCE = ("--force", "train even on the login node of a SLURM cluster")
 _PROCESSES = (
     "--processes",
-    "processes that train together (default: one for each GPU; 1 on the CPU)",
+    "processes that work together (default: one for each GPU; 1 on the CPU)",
 )
 _FORCE_MEMORY = (
     "--force",
@@ -641,47 +642,53 @@ VERBS: dict[str, Verb] = {
     "evaluate-compressed": Verb(
         _evaluate_compressed,
         "ask one receiver with text that sentences or words were dropped from",
-        (("--receiver", "name of the receiver"),),
+        (_RECEIVER, _PROCESSES),
         uses_torch=True,
         uses_device=True,
+        is_shared=True,
     ),
     "evaluate-text": Verb(
         _evaluate_text,
         "ask one receiver with the text, with less of it and without",
-        (("--receiver", "name of the receiver"),),
+        (_RECEIVER, _PROCESSES),
         uses_torch=True,
         uses_device=True,
+        is_shared=True,
     ),
     "evaluate-wire": Verb(
         _evaluate_wire,
         "ask every receiver through a trained wire, controls included",
-        (_WIRE, _SEED),
+        (_WIRE, _SEED, _PROCESSES),
         uses_torch=True,
         uses_device=True,
+        is_shared=True,
     ),
     "evaluate-variant": Verb(
         _evaluate_variant,
         "ask one receiver through a trained wire",
         (
             ("--method", "the variant's method"),
-            ("--receiver", "name of the receiver"),
+            _RECEIVER,
             _WIRE,
             _SEED,
+            _PROCESSES,
         ),
         uses_torch=True,
         uses_device=True,
+        is_shared=True,
     ),
     "evaluate-relay": Verb(
         _evaluate_relay,
         "ask one receiver with what senders write about the text, and the senders themselves",
-        (("--receiver", "name of the receiver"),),
+        (_RECEIVER, _PROCESSES),
         uses_torch=True,
         uses_device=True,
+        is_shared=True,
     ),
     "probe": Verb(
         _probe,
         "probe the hidden states of one receiver for the answer",
-        (("--receiver", "name of the receiver"),),
+        (_RECEIVER,),
         uses_torch=True,
         uses_device=True,
     ),

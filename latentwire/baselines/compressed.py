@@ -11,8 +11,8 @@ from latentwire.baselines.sentences import SentenceSelector
 from latentwire.config import QUESTION_AWARE_METHODS, Experiment, Method
 from latentwire.data.tables import Example, group_by_passage, read_examples
 from latentwire.evaluation.methods import budgets, send_text
-from latentwire.evaluation.predict import predict, report, warm_up
-from latentwire.evaluation.predictions import Prediction, write_predictions
+from latentwire.evaluation.predict import predict, warm_up
+from latentwire.evaluation.predictions import Prediction
 from latentwire.evaluation.shards import open_shards
 from latentwire.layout import Layout
 from latentwire.receivers.loading import DESCRIPTION, load_receiver, named_model_location
@@ -39,12 +39,10 @@ def evaluate_compressed(experiment: Experiment, layout: Layout, receiver_name: s
     num_parts = len(compressors) * len(experiment.wire.target_ratios)
     with open_shards(experiment, layout, stage, inputs, __name__, num_parts) as shards:
         for method, compress in compressors.items():
-            rows: list[Prediction] = []
+            output = layout.predictions(method, receiver_name)
             for ratio in experiment.wire.target_ratios:
                 answer = partial(_answers, experiment, receiver, examples, method, compress, ratio)
-                rows += shards.rows(f"{method}-{ratio}", answer)
-            write_predictions(layout.predictions(method, receiver_name), rows)
-            report(method, receiver_name, rows)
+                shards.answer(method, receiver_name, output, f"{method}-{ratio}", answer)
 
 
 def _answers(

@@ -11,8 +11,8 @@ from functools import partial
 from latentwire.config import Experiment, Method
 from latentwire.data.tables import Example, group_by_passage, read_examples
 from latentwire.evaluation.methods import budgets, send_text
-from latentwire.evaluation.predict import predict, report, warm_up
-from latentwire.evaluation.predictions import Prediction, write_predictions
+from latentwire.evaluation.predict import predict, warm_up
+from latentwire.evaluation.predictions import Prediction
 from latentwire.evaluation.shards import open_shards
 from latentwire.layout import Layout
 from latentwire.receivers.loading import DESCRIPTION, load_receiver
@@ -37,21 +37,18 @@ def evaluate_relay(experiment: Experiment, layout: Layout, receiver_name: str) -
     names = experiment.senders
     inputs = [layout.receiver(name) / DESCRIPTION for name in {receiver_name, *names}]
     stage = f"evaluate_relay-{receiver_name}"
-    relayed: list[Prediction] = []
-    alone: list[Prediction] = []
     num_parts = len(names) * (len(ratios) + 1)
     with open_shards(experiment, layout, stage, inputs, __name__, num_parts) as shards:
+        relayed, alone = (
+            partial(shards.answer, method, receiver_name, layout.predictions(method, receiver_name))
+            for method in (Method.text_relay, Method.sender_alone)
+        )
         for name in names:
             sender = load_receiver(experiment, layout, name)
             for ratio in ratios:
                 answer = partial(_relay, experiment, sender, receiver, examples, ratio)
-                relayed += shards.rows(f"{name}-text_relay-{ratio}", answer)
-            alone += shards.rows(
-                f"{name}-sender_alone", partial(_answer_alone, experiment, sender, examples)
-            )
-    for method, rows in ((Method.text_relay, relayed), (Method.sender_alone, alone)):
-        write_predictions(layout.predictions(method, receiver_name), rows)
-        report(method, receiver_name, rows)
+                relayed(f"{name}-text_relay-{ratio}", answer)
+            alone(f"{name}-sender_alone", partial(_answer_alone, experiment, sender, examples))
 
 
 def _relay(

@@ -1,4 +1,4 @@
-"""Trainings on several processes: starts them as torchrun does, or joins those that were started.
+"""Stages on several processes: starts them as torchrun does, or joins those that were started.
 
 torchrun gives processes 30 s from a signal to their end, and ends with 1 whatever they end with.
 Its engine, used as the library that it is, leaves both to us: signals go on to the processes, which
@@ -49,7 +49,7 @@ def count_processes(asked: int | None, device: str) -> int:
     if gpus is not None and count > gpus:
         raise UserError(
             f"--processes {count}, but torch finds {gpus} GPUs here. Ask for as many (`gpu` in the "
-            f"profile), or give --processes {gpus}: a training goes on with any number"
+            f"profile), or give --processes {gpus}: a stage goes on with any number"
         )
     return count
 
@@ -106,7 +106,7 @@ def launch(main: Main, arguments: Sequence[str], count: int) -> None:
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[None]:
-    """For the length of a training, joins the processes that were started together, if any were."""
+    """For the length of a stage, joins the processes that were started together, if any were."""
     if not is_joint():
         yield
         return
@@ -175,7 +175,7 @@ def _end_like(rank: int, code: int) -> None:
         raise Interrupted(number)
     if code < 0:
         logger.error(
-            "process %d of the training was killed by %s; memory may have run out",
+            "process %d of the stage was killed by %s; memory may have run out",
             rank,
             signal.Signals(number).name,
         )

@@ -20,8 +20,8 @@ from latentwire.evaluation.methods import (
     send_latents,
     send_text,
 )
-from latentwire.evaluation.predict import predict, report, warm_up
-from latentwire.evaluation.predictions import WITHOUT_RATIO, Prediction, write_predictions
+from latentwire.evaluation.predict import predict, warm_up
+from latentwire.evaluation.predictions import WITHOUT_RATIO
 from latentwire.evaluation.shards import open_shards
 from latentwire.evaluation.swaps import swap_answers
 from latentwire.layout import Layout
@@ -52,7 +52,7 @@ def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) ->
             groups = group_by_passage(swaps.examples if is_swap else examples)
             contexts = [group[0].context for group in groups]
             ids = receiver.prompt.source_ids(contexts)
-            rows: list[Prediction] = []
+            output = layout.predictions(method, receiver_name)
             for ratio, kept, texts in _texts(method, receiver, ids, contexts, experiment):
                 answer = partial(
                     predict,
@@ -65,9 +65,7 @@ def evaluate_text(experiment: Experiment, layout: Layout, receiver_name: str) ->
                     ratio=ratio,
                     swapped=swaps.answers if is_swap else None,
                 )
-                rows += shards.rows(f"{method}-{ratio}", answer)
-            write_predictions(layout.predictions(method, receiver_name), rows)
-            report(method, receiver_name, rows)
+                shards.answer(method, receiver_name, output, f"{method}-{ratio}", answer)
 
 
 def _texts(
@@ -167,7 +165,7 @@ def evaluate_wire(
             warm_up(experiment, receiver, examples)
             for method, dtype in dtypes.items():
                 is_swap = method == Method.control_swap
-                rows: list[Prediction] = []
+                output = layout.predictions(method, name, wire_name, seed)
                 for sender, ratio in product(senders, ratios):
                     asked = (changed if is_swap else real)[sender]
                     ids = receiver.prompt.source_ids(asked.sources)
@@ -190,9 +188,7 @@ def evaluate_wire(
                         sender=sender,
                     )
                     part = [name, method, *([sender] if sender else []), str(ratio)]
-                    rows += shards.rows("-".join(part), answer)
-                write_predictions(layout.predictions(method, name, wire_name, seed), rows)
-                report(method, name, rows)
+                    shards.answer(method, name, output, "-".join(part), answer)
 
 
 def _check_anchor(wire: Wire, receiver: Receiver) -> None:

@@ -146,6 +146,6 @@ def _noticing_ends() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ProcessLostError(
-            "another process of this training has ended, and with it the training; started again, "
+            "another process of this stage has ended, and with it the stage; started again, "
             "it goes on from its last save"
         ) from error

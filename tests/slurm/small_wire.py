@@ -10,31 +10,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
 from cluster import Cluster, wait_for
+from repository import REPOSITORY, SMOKE
 
 SEEDS = (1, 2)
 STEPS = 40
-CONFIG, PROFILE = "config/tiny.yaml", "profiles/test"
+CONFIG, PROFILE = "config/held.yaml", "profiles/test"
+EXPERIMENT = yaml.safe_load((REPOSITORY / SMOKE).read_text())
 # One thread, so that two trainings at once do not wait for each other at every operation.
-EXPERIMENT = {
-    "experiment": "tiny",
-    "threads": 1,
-    "seeds": list(SEEDS),
-    "data": {"source": "pocket", "train_passages": 16, "dev_passages": 1, "test_passages": 2},
-    "receivers": [{"name": "llama", "source": "bundled"}],
-    "wire": {"receivers": ["llama"], "target_ratios": [4]},
-    "training": {
-        "steps": STEPS,
-        "passages_per_step": 2,
-        "warmup_steps": 2,
-        "alignment_steps": 0,
-        "ratio_growth": 0,
-        "log_every_steps": 1,
-        "dev_every_steps": STEPS,
-    },
-    "evaluation": {"methods": ["text", "latent"]},
-    "statistics": {"family": []},
-}
+EXPERIMENT |= {"threads": 1, "seeds": list(SEEDS)}
+# More steps, so that each death finds the training under way.
+EXPERIMENT["training"] |= {"steps": STEPS, "log_every_steps": 1, "dev_every_steps": STEPS}
 # A start takes three Snakemakes and torch, on two cores that may be busy.
 START_SECONDS = 600
 
@@ -44,7 +31,7 @@ class Workflow:
 
     def __init__(self, path: Path, cluster: Cluster) -> None:
         self.path, self.cluster = path, cluster
-        self.results = path / "results/tiny"
+        self.results = path / "results/smoke"
         self.wires, self.expected = self.results / "wires", path / "expected"
         self.logs, self.log = path / "results/slurm_logs", path / "snakemake.log"
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cluster import wait_for
-from small_wire import CONFIG, START_SECONDS, STEPS, Training
+from small_wire import CONFIG, PROFILE, START_SECONDS, STEPS, Training
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_a_second_head_does_not_train_beside_the_job_of_one_that_was_killed(work
     with workflow.running(training) as killed:
         training.hold(2)
         killed.kill()
-    workflow.run("snakemake", "--unlock", "--configfile", "config/tiny.yaml")
+    workflow.run("snakemake", "--unlock", "--configfile", CONFIG)
     with workflow.running(training) as snakemake:
         wait_for(lambda: len(training.processes) == 2, "a second job", START_SECONDS)
         training.signal(signal.SIGCONT)
@@ -142,7 +142,7 @@ def test_a_second_head_does_not_train_beside_the_job_of_one_that_was_killed(work
 
 def test_a_preempted_head_waits_for_its_jobs_and_goes_on(workflow, cluster):
     training = Training(workflow, 1)
-    arguments = ["--config", "config/tiny.yaml", "--profile", "profiles/test"]
+    arguments = ["--config", CONFIG, "--profile", PROFILE]
     workflow.run("latentwire", "launch", *arguments, "--target", training.target)
     (head,) = cluster.jobs()
     job = training.hold(3)

@@ -1,4 +1,4 @@
-"""Trainings on several processes: the steps of one, whichever of them is stopped or killed."""
+"""Stages on several processes: the steps and answers of one, whichever is stopped or killed."""
 
 import itertools
 import json
@@ -7,6 +7,7 @@ import signal
 import socket
 from collections import defaultdict
 
+import pyarrow.parquet as pq
 import pytest
 from kills import Server, poll
 from tiny import EXPERIMENT, TIMES, artefact, prepare_tiny
@@ -63,13 +64,13 @@ class Run:
         self.state, self.wire = self.layout.state("shared-seed1"), self.layout.wire("shared", 1)
         self._config, self._server = prepared.results / "config.yaml", server
 
-    def start(self, *options, strike=None, watched=True, **environment):
+    def start(self, *options, verb="train-wire", strike=None, watched=True, **environment):
         watch = {"WATCHED": str(self.layout.root)}
         if strike is not None:
             watch["STRIKE"] = ":".join(map(str, map(int, strike)))
         return self._server.start(
             self.layout.results,
-            "train-wire",
+            verb,
             "--config",
             str(self._config),
             *options,
@@ -216,6 +217,30 @@ def test_a_launched_training_ends_as_its_processes_do(prepared, server, tmp_path
     # On the same number of processes the bits are the same, too.
     assert whole.wait(whole.start(*launched)) == [0]
     assert artefact(run.wire) == artefact(whole.wire)
+
+
+def test_an_evaluation_on_two_processes_has_the_answers_of_one(prepared, server, tmp_path):
+    answers, parts = [], []
+    for count in (1, 2):
+        run = Run(prepared, server, tmp_path / str(count))
+        options = ("--receiver", "llama", "--processes", str(count))
+        assert run.wait(run.start(*options, verb="evaluate-text", watched=False)) == [0]
+        paths = sorted((run.layout.root / "predictions").rglob("*.parquet"))
+        answers.append(
+            {
+                str(path.relative_to(run.layout.root)): pq.read_table(path)
+                .drop_columns(["encode_seconds", "answer_seconds"])
+                .to_pylist()
+                for path in paths
+            }
+        )
+        (log,) = (run.layout.root / "logs").glob("evaluate*")
+        # The leader tells of its own.
+        parts.append(log.read_text().count(" is answered, "))
+        assert not run.layout.state("evaluate_text-llama").exists()
+    assert answers[0] == answers[1]
+    # Of five methods, two at two ratios.
+    assert parts == [7, 4]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
