@@ -10,9 +10,10 @@ cost of reading the source once.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -63,25 +64,44 @@ def pack_questions(
 
     The last answer token is predicted but never read, so it takes no position.
     """
-    ids: list[list[int]] = [[] for _ in rows]
-    segments: list[list[int]] = [[] for _ in rows]
-    offsets: list[list[int]] = [[] for _ in rows]
-    targets: list[tuple[int, int, int, int]] = []
-    num_answers = 0
-    for row_index, row in enumerate(rows):
-        for segment, (question, answer) in enumerate(row):
-            tokens = [*question, *answer[:-1]]
-            first = len(ids[row_index]) + len(question) - 1
-            targets += [
-                (row_index, first + i, token, num_answers) for i, token in enumerate(answer)
-            ]
-            num_answers += 1
-            ids[row_index] += tokens
-            segments[row_index] += [segment] * len(tokens)
-            offsets[row_index] += range(len(tokens))
-    columns = torch.tensor(targets, dtype=torch.long).view(-1, 4).T.contiguous()
-    padded = (pad_rows(own, pad)[0] for own, pad in ((ids, pad_id), (segments, -1), (offsets, 0)))
-    return PackedQuestions(*padded, *columns)
+    pairs = [pair for row in rows for pair in row]
+    row = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
+    asked, answered = (np.array([len(pair[i]) for pair in pairs], np.int64) for i in (0, 1))
+    lengths = asked + np.maximum(answered - 1, 0)
+    row_lengths = np.bincount(row, lengths, len(rows)).astype(np.int64)
+    starts = _starts(lengths) - _starts(row_lengths)[row]
+    number = np.arange(len(pairs))
+    offsets = _count_up(lengths)
+    places = np.repeat(row, lengths), np.repeat(starts, lengths) + offsets
+
+    def padded(values: np.ndarray, padding: int) -> Tensor:
+        laid_out = np.full((len(rows), row_lengths.max(initial=0)), padding)
+        laid_out[places] = values
+        return torch.from_numpy(laid_out)
+
+    tokens = chain.from_iterable(ids for pair in pairs for ids in (pair[0], pair[1][:-1]))
+    targets = chain.from_iterable(answer for _, answer in pairs)
+    columns = np.repeat(starts + asked - 1, answered) + _count_up(answered)
+    return PackedQuestions(
+        ids=padded(np.fromiter(tokens, np.int64, len(offsets)), pad_id),
+        # A row's questions are counted from its first.
+        segments=padded(np.repeat(number - row.searchsorted(row), lengths), -1),
+        offsets=padded(offsets, 0),
+        target_rows=torch.from_numpy(np.repeat(row, answered)),
+        target_columns=torch.from_numpy(columns),
+        target_ids=torch.from_numpy(np.fromiter(targets, np.int64, len(columns))),
+        target_answers=torch.from_numpy(np.repeat(number, answered)),
+    )
+
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    """Where each of several runs begins that follow one another."""
+    return lengths.cumsum() - lengths
+
+
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """Counts from 0 within each of several runs that follow one another."""
+    return np.arange(lengths.sum()) - np.repeat(_starts(lengths), lengths)
 
 
 def lay_out(values: Iterable[T], groups: Iterable[Collection[object]]) -> list[list[T]]:

@@ -212,9 +212,12 @@ def test_padding_rows_marks_real_tokens():
 
 
 def test_packing_predicts_every_answer_token_from_the_position_before():
-    packed = pack_questions([[([5, 6], [7, 8]), ([9], [1])]], pad_id=0)
-    assert packed.ids.tolist() == [[5, 6, 7, 9]]
+    # The second source has no question, the third an answer that is not known.
+    packed = pack_questions([[([5, 6], [7, 8]), ([9], [1])], [], [([3, 4], [])]], pad_id=0)
+    assert packed.ids.tolist() == [[5, 6, 7, 9], [0, 0, 0, 0], [3, 4, 0, 0]]
+    assert packed.segments.tolist() == [[0, 0, 0, 1], [-1] * 4, [0, 0, -1, -1]]
+    assert packed.offsets.tolist() == [[0, 1, 2, 0], [0] * 4, [0, 1, 0, 0]]
+    assert packed.target_rows.tolist() == [0, 0, 0]
     assert packed.target_columns.tolist() == [1, 2, 3]
     assert packed.target_ids.tolist() == [7, 8, 1]
     assert packed.target_answers.tolist() == [0, 0, 1]
-    assert packed.offsets.tolist() == [[0, 1, 2, 0]]
