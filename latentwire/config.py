@@ -148,8 +148,10 @@ class Receiver(Section):
     revision: Commit | None = Field(
         None, description="Full commit hash of the hub repository (source: hub)."
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision in which the frozen weights are held."
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32",
+        description="Precision in which the frozen weights are held. int8 is for the layers' "
+        "matrices, all else is bfloat16; it needs the package bitsandbytes.",
     )
 
     @model_validator(mode="after")

@@ -83,6 +83,16 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def frozen_bytes(model: PreTrainedModel, dtype: str) -> int:
+    """Bytes of a receiver's weights, held in a dtype of the configuration."""
+    matrices = [
+        module.weight.numel() for module in model.model.modules() if isinstance(module, nn.Linear)
+    ]
+    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    # The model itself is made in bfloat16.
+    return num_bytes - sum(matrices) if dtype == "int8" else num_bytes
+
+
 def _frozen(
     experiment: Experiment, layout: Layout, names: Sequence[str], shapes: Mapping[str, Path]
 ) -> dict[str, PreTrainedModel]:
@@ -91,7 +101,7 @@ def _frozen(
     for name in names:
         models[name] = AutoModelForCausalLM.from_config(
             _read_config(experiment, layout, name, shapes),
-            dtype=getattr(torch, dtypes[name]),
+            dtype="bfloat16" if dtypes[name] == "int8" else dtypes[name],
             attn_implementation="sdpa",
         ).eval()
         models[name].requires_grad_(False)

@@ -132,6 +132,10 @@ def _changes(own: Experiment, memory: Memory, available: int) -> Iterator[str]:
     parts = _enough_parts(memory, settings.micro_batches, available)
     if parts is not None and parts <= settings.passages_per_step:
         yield f"training.micro_batches: {parts}"
+    if memory.receivers > memory.peak / 4:
+        for index, receiver in enumerate(own.receivers):
+            if receiver in own.readers and receiver.dtype != "int8":
+                yield f"receivers.{index}.dtype: int8"
     if memory.passages > memory.peak / 4:
         yield "fewer training passages (the section data)"
     if own.wire.encoder.lora_rank is None and not own.wire.encoder_of:

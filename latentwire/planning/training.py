@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel
 
 from latentwire.config import Experiment
 from latentwire.layout import Layout
@@ -22,7 +23,13 @@ from latentwire.planning.cost import (
 )
 from latentwire.planning.lengths import Lengths, expected_lengths
 from latentwire.planning.memory import step_memory
-from latentwire.planning.models import Models, build_models, model_shape, num_parameters
+from latentwire.planning.models import (
+    Models,
+    build_models,
+    frozen_bytes,
+    model_shape,
+    num_parameters,
+)
 from latentwire.planning.steps import StepShape, step_shape, step_work
 from latentwire.training.batches import BatchOrder
 from latentwire.training.optimisers import make_optimisers
@@ -254,8 +261,8 @@ def _memory(
     kept = ceil(log2(parts_of_each(own.training.micro_batches, processes)))
     is_cpu = own.device == "cpu"
     memory = Memory(
-        receivers=sum(_num_bytes(model) for model in models.receivers.values()),
-        senders=sum(_num_bytes(model) for model in models.senders.values()),
+        receivers=_frozen_bytes(own, models.receivers),
+        senders=_frozen_bytes(own, models.senders),
         wire=_num_bytes(models.wire),
         optimiser=optimiser_bytes(*counts),
         saving=state_bytes(*counts) if is_cpu else 0,
@@ -301,6 +308,11 @@ def _ample_bytes(models: Models, shape: StepShape, logits: int) -> int:
     trunks: list[Any] = [models.wire.encoder.backbone, *models.receivers.values()]
     width = sum(own.config.num_hidden_layers * own.config.hidden_size for own in trunks)
     return _AMPLE * (FLOAT32_BYTES * width * shape.rows * positions + logits)
+
+
+def _frozen_bytes(own: Experiment, models: Mapping[str, PreTrainedModel]) -> int:
+    dtypes = {receiver.name: receiver.dtype for receiver in own.receivers}
+    return sum(frozen_bytes(model, dtypes[name]) for name, model in models.items())
 
 
 def _num_bytes(module: nn.Module) -> int:

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from latentwire.config import Experiment, ReceiverSource
@@ -63,7 +62,7 @@ def _describe(
 
 def _facts(location: str, revision: str | None, settings: ReceiverConfig) -> dict[str, Any]:
     tokenizer = open_tokenizer(location, revision)
-    model = open_model(location, revision, getattr(torch, settings.dtype))
+    model = open_model(location, revision, settings.dtype)
     embedding = cast(nn.Embedding, model.get_input_embeddings()).weight.float()
     norms = embedding.norm(dim=1)
     logger.info(

@@ -2,6 +2,8 @@
 
 import hashlib
 import inspect
+import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -47,12 +50,10 @@ def load_receiver(experiment: Experiment, layout: Layout, name: str) -> Receiver
     """
     settings = next(receiver for receiver in experiment.receivers if receiver.name == name)
     directory = layout.receiver(name)
-    model = open_model(**model_location(directory), dtype=getattr(torch, settings.dtype))
+    model = open_model(**model_location(directory), dtype=settings.dtype, device=experiment.device)
     tokenizer = load_tokenizer(directory)
     prompt = Prompt(tokenizer, experiment.prompt.template, experiment.prompt.anchor_text)
-    receiver = Receiver(name, model, tokenizer, prompt)
-    nn.Module.to(model, device=torch.device(experiment.device))
-    return receiver
+    return Receiver(name, model, tokenizer, prompt)
 
 
 def latent_reader(experiment: Experiment, receiver: Receiver) -> Receiver:
@@ -126,20 +127,31 @@ def open_tokenizer(location: str, revision: str | None) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def open_model(location: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+def open_model(
+    location: str, revision: str | None, dtype: str, device: str = "cpu"
+) -> PreTrainedModel:
     """Loads a causal language model from safetensors, without remote code.
+
+    Args:
+        location: folder or hub repository.
+        revision: commit of the repository.
+        dtype: as a receiver's in the configuration.
+        device: where it is put.
 
     Raises:
         UserError: if it cannot be loaded, or is not built as receivers must be.
     """
+    options: dict[str, Any] = {"dtype": dtype}
+    if dtype == "int8":
+        options = {"dtype": "bfloat16", **_in_eight_bits(location, device)}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             location,
             revision=revision,
-            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation="sdpa",
+            **options,
         )
     except Exception as error:  # transformers raises many kinds for the same absence
         raise UserError(_advice(location, "model", error)) from error
@@ -151,7 +163,27 @@ def open_model(location: str, revision: str | None, dtype: torch.dtype) -> PreTr
             "`inputs_embeds`, and has its layers in `model.layers` and its head in `lm_head`, as "
             "Llama, Qwen, Mistral and Gemma do"
         )
+    # Its own `to` refuses models in eight bits, which are where they belong already.
+    nn.Module.to(model, device=torch.device(device))
     return model
+
+
+def _in_eight_bits(location: str, device: str) -> dict[str, Any]:
+    """What has the matrices of a model's layers quantised as they are read.
+
+    LLM.int8(), arXiv 2208.07339.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"{location}: `dtype: int8` of a receiver needs the package bitsandbytes: pip install "
+            "'latentwire[int8]'; or take `dtype: bfloat16`"
+        )
+    # It tells of every product that it computes in half precision, as it is meant to.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return {
+        "quantization_config": BitsAndBytesConfig(load_in_8bit=True),
+        "device_map": {"": device},
+    }
 
 
 def _advice(location: str, part: str, error: Exception) -> str:

@@ -398,13 +398,12 @@ def load_frozen(
         UserError: if the model is not there or another one.
     """
     location, revision = _locate(name, facts, path)
-    model = open_model(location, revision, getattr(torch, facts.dtype))
+    model = open_model(location, revision, facts.dtype, device)
     tokenizer = open_tokenizer(location, revision)
     template = form.template if config.source_mode == "context" else "{source}"
     prompt = Prompt(tokenizer, template, form.anchor_text)
     receiver = Receiver(name, model, tokenizer, prompt)
     _check_identity(receiver, facts, location)
-    nn.Module.to(model, device=torch.device(device))
     return receiver
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 
 from latentwire.config import Encoder, Experiment, Receiver, ReceiverSource, Wire
 from latentwire.data.pocket import HELD_OUT_NAMES, full_length_passages
+from latentwire.errors import UserError
 from latentwire.layout import Layout
+from latentwire.planning.models import frozen_bytes
+from latentwire.receivers import loading
 from latentwire.receivers.build import BUNDLED, build_receiver
 from latentwire.receivers.loading import load_receiver
 
@@ -17,15 +21,19 @@ PASSAGES = list(islice(full_length_passages("bundled", HELD_OUT_NAMES), 15))
 MAX_NEW_TOKENS = 16
 
 
+def load(name, folder, **settings):
+    experiment = Experiment(
+        receivers=[Receiver(name=name, source=ReceiverSource.bundled, **settings)],
+        wire=Wire(encoder=Encoder(backbone=name)),
+    )
+    layout = Layout("pocket", folder)
+    build_receiver(experiment, layout, name)
+    return load_receiver(experiment, layout, name)
+
+
 @pytest.fixture(scope="module", params=["llama", "qwen", "gemma"])
 def bundled(request, tmp_path_factory):
-    experiment = Experiment(
-        receivers=[Receiver(name=request.param, source=ReceiverSource.bundled)],
-        wire=Wire(encoder=Encoder(backbone=request.param)),
-    )
-    layout = Layout("pocket", tmp_path_factory.mktemp("results"))
-    build_receiver(experiment, layout, request.param)
-    return load_receiver(experiment, layout, request.param)
+    return load(request.param, tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +74,48 @@ def test_the_card_names_the_weights_and_the_folder_is_small(bundled):
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert digest in (folder / "README.md").read_text()
     assert sum(entry.stat().st_size for entry in os.scandir(folder)) <= 5_000_000
+
+
+def test_a_receiver_in_eight_bits_answers_and_teaches_like_the_whole_one(tmp_path):
+    passages, read = PASSAGES[:4], {}
+    for dtype in ("float32", "int8"):
+        receiver = load("llama", tmp_path / dtype, dtype=dtype)
+        prompt = receiver.prompt
+        source = receiver.text_source(prompt.source_ids([p.context for p in passages]))
+        embeddings = source.embeddings.detach().float().requires_grad_()
+        rows = [
+            list(
+                zip(
+                    prompt.question_ids([fact.question for fact in p.facts]),
+                    prompt.answer_ids([fact.value for fact in p.facts]),
+                    strict=True,
+                )
+            )
+            for p in passages
+        ]
+        packed = receiver.pack(rows)
+        logits = receiver.answer_logits(replace(source, embeddings=embeddings), packed)
+        torch.nn.functional.cross_entropy(logits, packed.target_ids).backward()
+        is_right = logits.argmax(-1) == packed.target_ids
+        read[dtype] = receiver, is_right.float().mean().item(), embeddings.grad
+    (whole, whole_right, whole_gradient), (small, right, gradient) = read.values()
+    matrices, small_matrices = (
+        [m.weight for m in r.model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+        for r in (whole, small)
+    )
+    assert {weight.dtype for weight in small_matrices} == {torch.int8}
+    assert len(small_matrices) == len(matrices) > 20
+    assert small.model.lm_head.weight.dtype == torch.bfloat16
+    assert right >= whole_right - 0.02 > 0.9
+    similarity = torch.nn.functional.cosine_similarity(
+        gradient.flatten(), whole_gradient.flatten(), dim=0
+    )
+    assert similarity > 0.95
+    planned = frozen_bytes(whole.model.bfloat16(), "int8")
+    assert small.model.get_memory_footprint() == pytest.approx(planned, rel=0.02)
+
+
+def test_eight_bits_without_their_package_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"needs the package bitsandbytes.*latentwire\[int8\]"):
+        load("llama", tmp_path, dtype="int8")

@@ -168,7 +168,7 @@ def test_a_model_of_another_build_is_refused(tmp_path):
     config = GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=8, vocab_size=8)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="GPT2LMHeadModel, which cannot be a receiver"):
-        open_model(str(tmp_path), None, torch.float32)
+        open_model(str(tmp_path), None, "float32")
 
 
 def test_answers_end_with_eos_and_carry_the_anchor_space(receiver):
