@@ -467,6 +467,11 @@ class Training(Section):
         description="Keeps only the input of each layer for the backward pass, which computes the "
         "rest again: far less memory, about a third more time, the same outcome.",
     )
+    shard_receivers: bool = Field(
+        False,
+        description="Spreads the frozen receivers' layers over the processes that train together "
+        "(FSDP): less memory for each, the same outcome.",
+    )
     log_every_steps: Positive = Field(
         20, description="A line of metrics.jsonl every so many steps."
     )
@@ -489,7 +494,12 @@ class Training(Section):
 
 
 NOT_SCIENCE: dict[str, Any] = {
-    "training": {"checkpoint_activations", "checkpoint_interval_seconds", "resume_across_code"},
+    "training": {
+        "checkpoint_activations",
+        "shard_receivers",
+        "checkpoint_interval_seconds",
+        "resume_across_code",
+    },
     "wire": {"senders": {"cache_gigabytes"}},
 }
 """Keys that decide how a training goes, what memory it takes, when it is saved; not what
@@ -998,6 +1008,12 @@ class Experiment(Section):
             faults.append(
                 f"training: {training.alignment_steps} alignment_steps and {training.text_steps} "
                 f"text_steps leave none of the {training.steps} steps for answers; give fewer"
+            )
+        small = [reader.name for reader in self.readers if reader.dtype == "int8"]
+        if training.shard_receivers and small:
+            faults.append(
+                f"training.shard_receivers: layers in int8 cannot be shared out ({small}); set it "
+                "to false, or take another dtype"
             )
         return faults
 

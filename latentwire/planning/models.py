@@ -83,14 +83,25 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def frozen_bytes(model: PreTrainedModel, dtype: str) -> int:
-    """Bytes of a receiver's weights, held in a dtype of the configuration."""
-    matrices = [
-        module.weight.numel() for module in model.model.modules() if isinstance(module, nn.Linear)
-    ]
-    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    # The model itself is made in bfloat16.
-    return num_bytes - sum(matrices) if dtype == "int8" else num_bytes
+def frozen_bytes(model: PreTrainedModel, dtype: str, shares: int = 1) -> int:
+    """Bytes of a receiver's weights, the most that one process has at a time.
+
+    Args:
+        model: made in bfloat16 where it is held in int8.
+        dtype: as a receiver's in the configuration.
+        shares: processes that the layers are spread over, each gathered while it is at work.
+    """
+    layers = model.model.layers
+    everything, of_layers = (
+        sum(p.numel() * p.element_size() for p in module.parameters()) for module in (model, layers)
+    )
+    rest = everything - of_layers
+    if dtype == "int8":
+        matrices = (module for module in layers.modules() if isinstance(module, nn.Linear))
+        of_layers -= sum(matrix.weight.numel() for matrix in matrices)
+    if shares > 1:
+        of_layers = of_layers // shares + of_layers // len(layers)
+    return rest + of_layers
 
 
 def _frozen(

@@ -133,6 +133,8 @@ def _changes(own: Experiment, memory: Memory, available: int) -> Iterator[str]:
     if parts is not None and parts <= settings.passages_per_step:
         yield f"training.micro_batches: {parts}"
     if memory.receivers > memory.peak / 4:
+        if not settings.shard_receivers:
+            yield "training.shard_receivers: true, on several GPUs"
         for index, receiver in enumerate(own.receivers):
             if receiver in own.readers and receiver.dtype != "int8":
                 yield f"receivers.{index}.dtype: int8"

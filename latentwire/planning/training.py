@@ -261,7 +261,9 @@ def _memory(
     kept = ceil(log2(parts_of_each(own.training.micro_batches, processes)))
     is_cpu = own.device == "cpu"
     memory = Memory(
-        receivers=_frozen_bytes(own, models.receivers),
+        receivers=_frozen_bytes(
+            own, models.receivers, processes if own.training.shard_receivers else 1
+        ),
         senders=_frozen_bytes(own, models.senders),
         wire=_num_bytes(models.wire),
         optimiser=optimiser_bytes(*counts),
@@ -310,9 +312,9 @@ def _ample_bytes(models: Models, shape: StepShape, logits: int) -> int:
     return _AMPLE * (FLOAT32_BYTES * width * shape.rows * positions + logits)
 
 
-def _frozen_bytes(own: Experiment, models: Mapping[str, PreTrainedModel]) -> int:
+def _frozen_bytes(own: Experiment, models: Mapping[str, PreTrainedModel], shares: int = 1) -> int:
     dtypes = {receiver.name: receiver.dtype for receiver in own.receivers}
-    return sum(frozen_bytes(model, dtypes[name]) for name, model in models.items())
+    return sum(frozen_bytes(model, dtypes[name], shares) for name, model in models.items())
 
 
 def _num_bytes(module: nn.Module) -> int:

@@ -24,6 +24,7 @@ from latentwire.files import read_json
 from latentwire.layout import Layout
 from latentwire.receivers.prompt import Prompt
 from latentwire.receivers.receiver import Receiver
+from latentwire.receivers.sharding import shard_layers
 
 DESCRIPTION = "receiver.json"
 BUNDLED = Path(__file__).parents[2] / "resources" / "receivers"
@@ -42,16 +43,30 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return open_tokenizer(**location)
 
 
-def load_receiver(experiment: Experiment, layout: Layout, name: str) -> Receiver:
+def load_receiver(
+    experiment: Experiment, layout: Layout, name: str, sharded: bool = False
+) -> Receiver:
     """Loads a prepared receiver, frozen, on the experiment's device; it reads text and a question.
+
+    Args:
+        experiment: it has the receiver's settings.
+        layout: where it is prepared.
+        name: the receiver's.
+        sharded: whether the processes that train together share its layers out.
 
     Raises:
         UserError: if the receiver is not prepared, or its weights or tokenizer cannot be read.
     """
     settings = next(receiver for receiver in experiment.receivers if receiver.name == name)
-    directory = layout.receiver(name)
-    model = open_model(**model_location(directory), dtype=settings.dtype, device=experiment.device)
-    tokenizer = load_tokenizer(directory)
+    location = model_location(layout.receiver(name))
+    # Layers that are shared out never are on one device together.
+    model = open_model(
+        **location, dtype=settings.dtype, device="cpu" if sharded else experiment.device
+    )
+    if sharded:
+        shard_layers(model.model.layers, experiment.device)
+        nn.Module.to(model, device=torch.device(experiment.device))
+    tokenizer = open_tokenizer(**location)
     prompt = Prompt(tokenizer, experiment.prompt.template, experiment.prompt.anchor_text)
     return Receiver(name, model, tokenizer, prompt)
 

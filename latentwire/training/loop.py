@@ -51,7 +51,12 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train; everything counts steps except the interval of saves."""
+    """How long and how fast to train; everything counts steps except the interval of saves.
+
+    Attributes:
+        micro_batches: parts that a step is read in.
+        shard_receivers: whether no process can compute without the others, so that all measure.
+    """
 
     num_steps: int
     warmup_steps: int
@@ -60,6 +65,7 @@ class Schedule:
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     micro_batches: int = 1
+    shard_receivers: bool = False
     log_every_steps: int = 20
     dev_every_steps: int = 500
     checkpoint_interval_seconds: float = 300
@@ -123,12 +129,18 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
             is_last = done == schedule.num_steps
             is_logged = done % schedule.log_every_steps == 0 or is_last
             losses = sum_losses([own for own, _ in read]) if is_logged else {}
+            is_measured = is_logged and (done % schedule.dev_every_steps == 0 or is_last)
+            measured: dict[str, float] = {}
+            if is_measured and (metrics or schedule.shard_receivers):
+                with apart():
+                    measured = task.dev()
             if metrics and is_logged:
                 row: dict[str, float] = {"step": done, "examples": examples, **losses}
-                row |= {"learning_rate": rates[0] * factor, "gradient_norm": norm.item()}
-                if done % schedule.dev_every_steps == 0 or is_last:
-                    with apart():
-                        row |= task.dev()
+                row |= {
+                    "learning_rate": rates[0] * factor,
+                    "gradient_norm": norm.item(),
+                    **measured,
+                }
                 progress.report(done, row)
                 seconds = progress.seconds
                 row["seconds"] = round(seconds, 3)

@@ -56,7 +56,7 @@ from latentwire.training.passages import (
     token_spans,
     tokenise_passages,
 )
-from latentwire.training.processes import is_leader
+from latentwire.training.processes import is_leader, num_processes
 from latentwire.training.state import Identity, StateDirectory
 from latentwire.wire.card import wire_card
 from latentwire.wire.description import WEIGHTS, ReceiverFacts
@@ -90,7 +90,8 @@ def train_wire(experiment: Experiment, layout: Layout, seed: int) -> None:
 
 def _train(experiment: Experiment, layout: Layout, seed: int, state: StateDirectory) -> None:
     torch.manual_seed(seed)
-    receivers = [load_receiver(experiment, layout, r.name) for r in experiment.readers]
+    sharded = experiment.training.shard_receivers and num_processes() > 1
+    receivers = [load_receiver(experiment, layout, r.name, sharded) for r in experiment.readers]
     wire = make_wire(experiment, layout, receivers, seed)
     task = WireTask(experiment, layout, wire, receivers, seed)
     settings = experiment.training
@@ -246,14 +247,24 @@ class WireTask:
         passages = [self._passages[sender][index] for index in indices]
         tokens = [passage.num_tokens for passage in passages]
         counts = {"examples": len(passages), "tokens": sum(tokens)}
-        own, settings = part.own(tokens), self._settings
-        if not own:
+        own = part.own(tokens)
+        if own:
+            return self._losses(step, epoch, passages, own), counts
+        if not self._settings.shard_receivers:
             return {}, counts
+        # The others cannot read without this process.
+        losses = self._losses(step, epoch, passages, [0])
+        return {name: 0 * loss for name, loss in losses.items()}, counts
+
+    def _losses(
+        self, step: int, epoch: int, passages: Sequence[TokenisedPassage], own: Sequence[int]
+    ) -> Losses:
+        settings = self._settings
         if step < settings.alignment_steps:
-            return self._alignment(passages, own), counts
+            return self._alignment(passages, own)
         if step < settings.alignment_steps + settings.text_steps:
-            return self._writing(step, passages, own), counts
-        return self._answers(step, epoch, passages, own), counts
+            return self._writing(step, passages, own)
+        return self._answers(step, epoch, passages, own)
 
     def growth(self, step: int) -> float:
         """How far the ratio has grown, from 0, a ratio of 1, to 1, the highest target."""

@@ -219,6 +219,13 @@ def test_all_faults_are_reported_at_once():
             ["9 alignment_steps and 0 text_steps leave none"],
         ),
         (
+            {
+                "receivers": [{"name": "llama", "source": "bundled", "dtype": "int8"}],
+                "training": {"steps": 300, "shard_receivers": True},
+            },
+            ["training.shard_receivers: layers in int8 cannot be shared out (['llama'])"],
+        ),
+        (
             {"wire": {"encoder": {"pooling": "queries", "num_latents": 3}}},
             [
                 "training.alignment_steps: 200 needs latents that stand for a token each",

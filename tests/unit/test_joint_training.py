@@ -184,6 +184,24 @@ def test_a_wire_read_in_parts_has_the_same_bits_on_one_process_and_several(
     assert artefact(plain.wire) != artefact(alone.wire)
 
 
+def test_receivers_whose_layers_are_shared_out_train_the_same_wire(prepared, server, tmp_path):
+    options = ("--training.steps", "20", "--training.checkpoint_activations", "true")
+    wires = []
+    for sharded in ("false", "true"):
+        run = Run(prepared, server, tmp_path / sharded)
+        started = run.start_together(2, *options, "--training.shard_receivers", sharded)
+        assert run.wait(*started) == [0, 0]
+        # In some steps there is nothing for one of the processes.
+        read = [len(lines) for lines in run.order().values()]
+        assert min(read) == (2 if sharded == "true" else 1)
+        ((told,), (other,)) = run.told("weights")
+        assert told["all"] == other["all"] > 50_000
+        held = told["held"] + other["held"]
+        assert held == (1 if sharded == "true" else 2) * told["all"]
+        wires.append(artefact(run.wire))
+    assert wires[0] == wires[1]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_who_is_killed_takes_the_others_along(run, rank):
     started = run.start_together(2, strike=(signal.SIGKILL, 3, rank))

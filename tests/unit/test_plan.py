@@ -160,6 +160,18 @@ def test_full_size_models_are_planned_from_their_configurations_alone(tmp_path, 
     assert training.flops["encoder"] == pytest.approx(16 * 1024 * (6 * weights + attention))
 
 
+def test_layers_that_are_shared_out_take_a_share_and_what_is_gathered(tmp_path, shapes):
+    whole, shared = (
+        plan_training(squad(shard_receivers=shard), Layout("squad", tmp_path), "shared", shapes, 4)
+        for shard in (False, True)
+    )
+    whole, shared = whole.memory.receivers, shared.memory.receivers
+    # Embeddings and heads stay whole.
+    rest = 2 * (2 * 128256 * 4096 + 4096 + 2 * 152064 * 3584 + 3584)
+    layers = whole - rest
+    assert shared == pytest.approx(rest + layers / 4 + layers / 30, rel=0.01)
+
+
 def test_checkpointing_keeps_the_input_of_each_layer(tmp_path, shapes):
     readings = dict.fromkeys(("llama-3.1-8b", "qwen2.5-7b"), ReadingShape(10, 90, 20, 20, 8, 180))
     shape = StepShape(rows=2, source=100, latents=25, readings=readings)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed.launcher import api
+from torch.distributed.tensor import DTensor
 
 from latentwire.cluster import torchrun
 from latentwire.training import loop, wire
@@ -74,7 +75,9 @@ def _fit(task, schedule, state):
         digest = hashlib.sha256()
         for parameter in task.module.parameters():
             digest.update(parameter.detach().numpy().tobytes())
-        _tell("weights", digest=digest.hexdigest())
+        layers = [p for r in task._receivers for p in r.model.model.layers.parameters()]
+        held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in layers)
+        _tell("weights", digest=digest.hexdigest(), held=held, all=sum(p.numel() for p in layers))
 
 
 wire.WireTask.losses, wire.WireTask._read_latents, wire.fit = _losses, _read_latents, _fit
