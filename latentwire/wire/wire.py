@@ -171,12 +171,19 @@ class Wire(nn.Module):
     def take_weights(self, other: "Wire") -> None:
         """Copies the encoder of another wire, and its adapters for this one's receivers.
 
-        What reads the states of senders is left alone: the other may read text.
+        What reads the states of senders is taken from one that reads the same layers of them, and
+        left alone otherwise: the other may read text.
         """
         self.encoder.load_state_dict(other.encoder.state_dict())
         adapters = dict(zip(other.receivers, other.adapters, strict=True))
         for name, adapter in zip(self.receivers, self.adapters, strict=True):
             adapter.load_state_dict(adapters[name].state_dict())
+        own, others = self.config.senders, other.config.senders
+        if own and others and own.layers == others.layers:
+            inputs = dict(zip(other.senders, other.sender_inputs, strict=True))
+            for name, sender_input in zip(self.senders, self.sender_inputs, strict=True):
+                if name in inputs:
+                    sender_input.load_state_dict(inputs[name].state_dict())
 
     def source_ids(self, sources: Sequence[str], sender: str | None = None) -> list[list[int]]:
         """The encoder's or a sender's token ids of source texts, no special tokens, nothing cut."""

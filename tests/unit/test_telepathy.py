@@ -13,6 +13,7 @@ from latentwire.config import Experiment, Variant
 from latentwire.errors import UserError
 from latentwire.evaluation.evaluate import evaluate_wire
 from latentwire.evaluation.predictions import read_predictions
+from latentwire.receivers.loading import load_receiver
 from latentwire.receivers.states import token_states
 from latentwire.training import features
 from latentwire.training.features import FeatureCache
@@ -25,12 +26,16 @@ TEXTS = ["Ada has a cat. Bo has a dog.", "Cleo lives in Rome."]
 
 
 def telepathy(
-    method: str, senders: list[str], setting: str = "blind", changes: dict | None = None
+    method: str,
+    senders: list[str],
+    setting: str = "blind",
+    changes: dict | None = None,
+    layer: int = 1,
 ) -> Experiment:
-    name = f"telepathy-{'-'.join(senders)}-layer1-{setting}"
+    name = f"telepathy-{'-'.join(senders)}-layer{layer}-{setting}"
     wire = {
         "receivers": ["llama", "qwen"],
-        "senders": {"names": senders, "layers": [1]},
+        "senders": {"names": senders, "layers": [layer]},
         "source_mode": "prompt" if setting == "informed" else "context",
         **(changes or {}),
     }
@@ -42,6 +47,27 @@ def telepathy(
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory):
     return prepare_tiny(tmp_path_factory.mktemp("results"))
+
+
+def test_a_wire_starts_from_how_another_reads_the_same_states(layout):
+    def make(*arguments, **options):
+        experiment = telepathy(*arguments, **options)
+        receivers = [load_receiver(experiment, layout, r.name) for r in experiment.readers]
+        return make_wire(experiment, layout, receivers, 1)
+
+    def reading(wire, sender):
+        inputs = dict(zip(wire.senders, wire.sender_inputs, strict=True))
+        return inputs[sender].project.weight
+
+    hub = make("telepathy_hub", ["llama", "qwen"])
+    for parameter in hub.parameters():
+        parameter.data += 0.1
+    for layer, is_taken in ((1, True), (0, False)):
+        informed = make("telepathy_informed", ["qwen"], "informed", layer=layer)
+        fitted = reading(informed, "qwen").clone()
+        informed.take_weights(hub)
+        assert torch.equal(reading(informed, "qwen"), reading(hub, "qwen") if is_taken else fitted)
+        assert torch.equal(informed.encoder.project.weight, hub.encoder.project.weight)
 
 
 def test_states_are_those_of_the_layers_and_of_nothing_behind_the_source():
