@@ -83,6 +83,10 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def num_bytes(module: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
 def frozen_bytes(model: PreTrainedModel, dtype: str, shares: int = 1) -> int:
     """Bytes of a receiver's weights, the most that one process has at a time.
 
@@ -92,10 +96,8 @@ def frozen_bytes(model: PreTrainedModel, dtype: str, shares: int = 1) -> int:
         shares: processes that the layers are spread over, each gathered while it is at work.
     """
     layers = model.model.layers
-    everything, of_layers = (
-        sum(p.numel() * p.element_size() for p in module.parameters()) for module in (model, layers)
-    )
-    rest = everything - of_layers
+    of_layers = num_bytes(layers)
+    rest = num_bytes(model) - of_layers
     if dtype == "int8":
         matrices = (module for module in layers.modules() if isinstance(module, nn.Linear))
         of_layers -= sum(matrix.weight.numel() for matrix in matrices)

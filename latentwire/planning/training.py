@@ -28,6 +28,7 @@ from latentwire.planning.models import (
     build_models,
     frozen_bytes,
     model_shape,
+    num_bytes,
     num_parameters,
 )
 from latentwire.planning.steps import StepShape, step_shape, step_work
@@ -140,7 +141,7 @@ def plan_memory(
     own, lengths = experiment.of_wire(wire), expected_lengths(experiment, layout, wire)
     with FakeTensorMode():
         models = build_models(experiment, layout, wire, {})
-        parts = _epoch_in_parts(own, lengths, processes)
+        parts = _in_parts(own, lengths, _epoch(_order(own, lengths)), processes)
         return _memory(own, models, lengths, parts, processes, enough)
 
 
@@ -166,7 +167,7 @@ def plan_training(
     own, lengths = experiment.of_wire(wire), expected_lengths(experiment, layout, wire)
     settings, order = own.training, _order(own, lengths)
     batches, num_steps = _epoch(order), settings.steps
-    parts = _epoch_in_parts(own, lengths, processes)
+    parts = _in_parts(own, lengths, batches, processes)
     if settings.epochs is not None and lengths.is_whole:
         num_steps = order.num_steps(settings.epochs)
     with FakeTensorMode():
@@ -213,12 +214,14 @@ def _epoch(order: BatchOrder) -> list[list[int]]:
     return [order.batch(step)[1] for step in range(order.num_steps(1))]
 
 
-def _epoch_in_parts(own: Experiment, lengths: Lengths, processes: int) -> list[list[int]]:
+def _in_parts(
+    own: Experiment, lengths: Lengths, batches: Sequence[Sequence[int]], processes: int
+) -> list[list[int]]:
     """What is read at a time, one part of a step after the other."""
     each = parts_of_each(own.training.micro_batches, processes)
     return [
         [batch[index] for index in part]
-        for batch in _epoch(_order(own, lengths))
+        for batch in batches
         for part in shares(lengths.cost[batch].tolist(), each * processes)
         if part
     ]
@@ -265,7 +268,7 @@ def _memory(
             own, models.receivers, processes if own.training.shard_receivers else 1
         ),
         senders=_frozen_bytes(own, models.senders),
-        wire=_num_bytes(models.wire),
+        wire=num_bytes(models.wire),
         optimiser=optimiser_bytes(*counts),
         saving=state_bytes(*counts) if is_cpu else 0,
         passages=lengths.host_bytes if is_cpu else 0,
@@ -315,10 +318,6 @@ def _ample_bytes(models: Models, shape: StepShape, logits: int) -> int:
 def _frozen_bytes(own: Experiment, models: Mapping[str, PreTrainedModel], shares: int = 1) -> int:
     dtypes = {receiver.name: receiver.dtype for receiver in own.receivers}
     return sum(frozen_bytes(model, dtypes[name], shares) for name, model in models.items())
-
-
-def _num_bytes(module: nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
 def _wire_shape(own: Experiment, models: Models) -> WireShape:

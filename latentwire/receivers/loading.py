@@ -24,7 +24,6 @@ from latentwire.files import read_json
 from latentwire.layout import Layout
 from latentwire.receivers.prompt import Prompt
 from latentwire.receivers.receiver import Receiver
-from latentwire.receivers.sharding import shard_layers
 
 DESCRIPTION = "receiver.json"
 BUNDLED = Path(__file__).parents[2] / "resources" / "receivers"
@@ -64,6 +63,9 @@ def load_receiver(
         **location, dtype=settings.dtype, device="cpu" if sharded else experiment.device
     )
     if sharded:
+        # FSDP takes half a second to import, and few stages need it.
+        from latentwire.receivers.sharding import shard_layers
+
         shard_layers(model.model.layers, experiment.device)
         nn.Module.to(model, device=torch.device(experiment.device))
     tokenizer = open_tokenizer(**location)
