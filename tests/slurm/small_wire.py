@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import yaml
 from cluster import Cluster, wait_for
 from repository import REPOSITORY, SMOKE
@@ -105,8 +105,13 @@ class Training:
         wait_for(lambda: self.step >= step and self.processes, f"step {step}", START_SECONDS)
 
     def signal(self, number: signal.Signals) -> None:
-        """Signals the trainer, the first if there are two."""
-        os.kill(self.processes[0], number)
+        """Signals the trainer, the first if there are two, and the processes that it started.
+
+        By the kernel, at once: SLURM may bring a signal later than the one that it sends next.
+        """
+        trainer = psutil.Process(self.processes[0])
+        for process in (trainer, *trainer.children(recursive=True)):
+            process.send_signal(number)
 
     @property
     def job(self) -> str:

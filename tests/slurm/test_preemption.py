@@ -81,11 +81,6 @@ def test_a_training_on_two_processes_goes_on_after_preemption_and_requeue(workfl
     workflow.run(*command)
     shutil.move(training.wire, whole)
 
-    def hold(step):
-        training.wait_for(step)
-        # All processes of the step, not the launcher alone.
-        cluster.run("scancel", "--signal=STOP", job)
-
     log = workflow.path / "two-processes.log"
     job = cluster.run(
         "sbatch",
@@ -98,9 +93,9 @@ def test_a_training_on_two_processes_goes_on_after_preemption_and_requeue(workfl
         "--cpus-per-task=2",
         f"--wrap=srun {shlex.join([sys.executable, '-m', *command])}",
     )
-    hold(3)
+    assert training.hold(3) == job
     cluster.preempt(cluster.job(job)["NodeList"])
-    hold(10)
+    training.hold(10)
     cluster.run("scontrol", "requeue", job)
     wait_for(lambda: not cluster.jobs(), "the training to end", START_SECONDS)
 
