@@ -49,7 +49,7 @@ rule ablations:
     message:
         "Running the ablations, two trainings at once, into docs/ablations.md"
     shell:
-        "python -m snakemake --cores {threads} --configfile config/ablations.yaml results"
+        "python -m snakemake results --cores {threads} --configfile config/ablations.yaml"
         " && exec python -m latentwire ablations --config config/ablations.yaml"
         " --output docs/ablations.md"
 

@@ -119,6 +119,8 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
             read = add_gradients(partial(task.losses, step), parts, trainable)
             sum_gradients(trainable)
             norm = nn.utils.clip_grad_norm_(trainable, schedule.max_gradient_norm)
+            # What a save holds changes from here on alone.
+            state.wait_for_copy()
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad()

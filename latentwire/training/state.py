@@ -10,6 +10,7 @@ import json
 import logging
 import random
 import struct
+import threading
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass
@@ -82,6 +83,8 @@ class StateDirectory:
         self._changed: dict[str, list[Any]] = {}
         self._saved: tuple[int, dict[str, Any]] | None = None
         self._copy = HostCopy()
+        self._copied = threading.Event()
+        self._copied.set()
         self._pending: futures.Future[None] | None = None
         self._slot = 0
 
@@ -142,11 +145,12 @@ class StateDirectory:
 
     @leader_only
     def save(self, step: int, state: dict[str, Any], wait: bool = False) -> None:
-        """Copies a state, and writes it to the slot that does not hold the newest one meanwhile.
+        """Copies a state, and writes it to the slot that does not hold the newest one, meanwhile.
 
         Args:
             step: steps that are done.
-            state: tensors, numbers, strings and dictionaries and lists of them.
+            state: tensors, numbers, strings and dictionaries and lists of them; tensors may change
+                after `wait_for_copy`.
             wait: return once it is on disk.
 
         Raises:
@@ -163,12 +167,18 @@ class StateDirectory:
             "machine": self._machine,
             "random": _random_state(),
         }
-        # Training stands still while it waits, and needs no copy.
-        content = content if wait else self._copy.of(content)
-        self._start(self._write, self._slot, step, content)
-        self._slot = 1 - self._slot
+        slot, self._slot = self._slot, 1 - self._slot
         if wait:
+            # Training stands still, and needs no copy.
+            self._start(self._write, slot, step, content)
             self.wait()
+        else:
+            self._copied.clear()
+            self._start(self._copy_and_write, slot, step, content)
+
+    def wait_for_copy(self) -> None:
+        """Waits until the state that a save was begun with may change."""
+        self._copied.wait()
 
     def poll(self) -> None:
         """Raises what went wrong with a save that has ended."""
@@ -235,6 +245,13 @@ class StateDirectory:
         executor = futures.ThreadPoolExecutor(1, "save")
         self._pending = executor.submit(work, *arguments)
         executor.shutdown(wait=False)
+
+    def _copy_and_write(self, slot: int, step: int, content: dict[str, Any]) -> None:
+        try:
+            copied = self._copy.of(content)
+        finally:
+            self._copied.set()
+        self._write(slot, step, copied)
 
     def _write(self, slot: int, step: int, content: dict[str, Any]) -> None:
         with whole_file(self.path / _SLOTS[slot]) as temporary:

@@ -5,16 +5,19 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from test_files import room_for
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from latentwire.cluster import machine
 from latentwire.errors import Interrupted, UserError
 from latentwire.training.history import RESUMES
+from latentwire.training.hostcopy import HostCopy
 from latentwire.training.loop import Schedule, fit
 from latentwire.training.optimisers import learning_rate_factor
 from latentwire.training.state import Identity, StateDirectory, saved_step
@@ -233,10 +236,34 @@ def test_training_goes_on_while_its_state_is_written(tmp_path, monkeypatch):
     weights = torch.arange(3.0)
     with open_state(tmp_path / "run") as state:
         state.save(1, {"module": {"weights": weights}})
+        state.wait_for_copy()
         weights.zero_()
         moved_on.set()
     with open_state(tmp_path / "run") as state:
         assert state.load()[1]["module"]["weights"].tolist() == [0, 1, 2]
+
+
+def test_a_state_is_copied_while_the_next_step_is_read_and_before_it_is_taken(
+    tmp_path, monkeypatch
+):
+    reading, taken, copy = threading.Event(), threading.Event(), HostCopy.of
+
+    def slow_copy(*arguments):
+        assert reading.wait(60)
+        assert not taken.wait(0.5)
+        return copy(*arguments)
+
+    def read():
+        taken.clear()
+        reading.set()
+
+    monkeypatch.setattr(HostCopy, "of", slow_copy)
+    hook = register_optimizer_step_pre_hook(lambda *_: taken.set())
+    try:
+        with open_state(tmp_path / "run") as state:
+            fit(Toy(1, read), replace(SCHEDULE, num_steps=2), state)
+    finally:
+        hook.remove()
 
 
 def test_the_thread_of_a_save_ends_with_it(tmp_path):
