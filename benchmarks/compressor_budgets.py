@@ -32,11 +32,11 @@ def main() -> None:
         return receiver.prompt.source_ids([text])[0]
 
     for method in (Method.llmlingua, Method.llmlingua2):
-        compress = open_compressor(experiment, layout, method, receiver)
+        compress = open_compressor(experiment, layout, method, receiver).compress
         for ratio in RATIOS:
             budgets = [length // ratio for length in lengths]
             left = [
-                fit_budget(partial(compress, text, ""), token_ids, text, budget)
+                fit_budget(partial(compress, text), token_ids, text, budget)
                 for text, budget in zip(texts, budgets, strict=True)
             ]
             fills = [len(own.ids) / most for own, most in zip(left, budgets, strict=True)]

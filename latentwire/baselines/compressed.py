@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from latentwire.baselines.llmlingua import Compressed, LLMLingua, LLMLingua2, fit_budget
 from latentwire.baselines.sentences import SentenceSelector
@@ -19,6 +20,16 @@ from latentwire.receivers.loading import DESCRIPTION, load_receiver, named_model
 from latentwire.receivers.receiver import Receiver
 
 logger = logging.getLogger(__name__)
+
+
+class Compressor(Protocol):
+    """What shortens texts."""
+
+    def read_ahead(self, texts: Sequence[str], questions: Sequence[str]) -> None:
+        """Does together what compressing these texts next needs; they are left the same."""
+
+    def compress(self, text: str, rate: float, question: str = "") -> str:
+        """What is left of a text at a rate, the share to keep; told a question unless empty."""
 
 
 def evaluate_compressed(experiment: Experiment, layout: Layout, receiver_name: str) -> None:
@@ -38,10 +49,12 @@ def evaluate_compressed(experiment: Experiment, layout: Layout, receiver_name: s
     stage = f"evaluate_compressed-{receiver_name}"
     num_parts = len(compressors) * len(experiment.wire.target_ratios)
     with open_shards(experiment, layout, stage, inputs, __name__, num_parts) as shards:
-        for method, compress in compressors.items():
+        for method, compressor in compressors.items():
             output = layout.predictions(method, receiver_name)
             for ratio in experiment.wire.target_ratios:
-                answer = partial(_answers, experiment, receiver, examples, method, compress, ratio)
+                answer = partial(
+                    _answers, experiment, receiver, examples, method, compressor, ratio
+                )
                 shards.answer(method, receiver_name, output, f"{method}-{ratio}", answer)
 
 
@@ -50,7 +63,7 @@ def _answers(
     receiver: Receiver,
     examples: Sequence[Example],
     method: Method,
-    compress: Callable[[str, str, float], str],
+    compressor: Compressor,
     ratio: float,
 ) -> list[Prediction]:
     """Answers from texts that one method shortens to one ratio."""
@@ -59,7 +72,8 @@ def _answers(
     contexts = [group[0].context for group in groups]
     questions = [group[0].question if is_aware else "" for group in groups]
     ids = receiver.prompt.source_ids(contexts)
-    left, seconds = shorten(compress, receiver, contexts, questions, budgets(ids, ratio))
+    most, at_once = budgets(ids, ratio), experiment.evaluation.batch_passages
+    left, seconds = shorten(compressor, receiver, contexts, questions, most, at_once)
     fell_back = [own.fell_back for own in left]
     texts = receiver.tokenizer.batch_decode([own.ids for own in left])
     if count := sum(fell_back):
@@ -96,48 +110,52 @@ def _model_files(experiment: Experiment, layout: Layout) -> list[Path]:
 
 def open_compressor(
     experiment: Experiment, layout: Layout, method: Method, receiver: Receiver
-) -> Callable[[str, str, float], str]:
-    """What shortens a text, given the text, a question, empty if unaware of it, and a rate.
+) -> Compressor:
+    """What a method shortens texts with.
 
     Raises:
         UserError: if the model cannot be loaded.
     """
     if method in (Method.extractive, Method.extractive_question):
-        selector = SentenceSelector()
-        return lambda text, question, rate: selector.compress(text, rate, question)
-    settings, device = experiment.baselines, experiment.device
+        return SentenceSelector()
+    tokenizer, device = receiver.tokenizer, experiment.device
     if method == Method.llmlingua2:
-        named = settings.llmlingua2 or str(layout.compressor)
+        named = experiment.baselines.llmlingua2 or str(layout.compressor)
         location = named_model_location(experiment, layout, named)
-        classifier = LLMLingua2(**location, receiver_tokenizer=receiver.tokenizer, device=device)
-        return lambda text, _, rate: classifier.compress(text, rate)
+        return LLMLingua2(**location, receiver_tokenizer=tokenizer, device=device)
     location = named_model_location(experiment, layout, experiment.llmlingua_model)
-    model = LLMLingua(**location, receiver_tokenizer=receiver.tokenizer, device=device)
-    return lambda text, question, rate: model.compress(text, rate, question)
+    return LLMLingua(**location, receiver_tokenizer=tokenizer, device=device)
 
 
 def shorten(
-    compress: Callable[[str, str, float], str],
+    compressor: Compressor,
     receiver: Receiver,
     texts: Sequence[str],
     questions: Sequence[str],
     most: Sequence[int],
+    batch_size: int,
 ) -> tuple[list[Compressed], list[float]]:
     """Each text within its budget in the receiver's tokens, and the seconds that it took.
 
-    These include the search for the rate that fills the budget, in which a model reads a text once.
+    These include the search for the rate that fills the budget, and its share of the reading of so
+    many texts together.
     """
-    compress(texts[0], questions[0], 1.0)  # warms up
+    compressor.compress(texts[0], 1.0, questions[0])  # warms up
     left, seconds = [], []
-    for text, question, budget in zip(texts, questions, most, strict=True):
+    for start in range(0, len(texts), batch_size):
+        batch = slice(start, start + batch_size)
         started = time.perf_counter()
-        left.append(
-            fit_budget(
-                partial(compress, text, question),
-                lambda shorter: receiver.prompt.source_ids([shorter])[0],
-                text,
-                budget,
+        compressor.read_ahead(texts[batch], questions[batch])
+        reading = (time.perf_counter() - started) / len(texts[batch])
+        for text, question, budget in zip(texts[batch], questions[batch], most[batch], strict=True):
+            started = time.perf_counter()
+            left.append(
+                fit_budget(
+                    partial(compressor.compress, text, question=question),
+                    lambda shorter: receiver.prompt.source_ids([shorter])[0],
+                    text,
+                    budget,
+                )
             )
-        )
-        seconds.append(time.perf_counter() - started)
+            seconds.append(reading + time.perf_counter() - started)
     return left, seconds

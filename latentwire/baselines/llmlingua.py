@@ -6,7 +6,7 @@ without touching global state is here, and only here.
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -15,11 +15,13 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from llmlingua import PromptCompressor
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
+from latentwire.receivers.packing import pad_rows
 
 # Enough to tell rates apart that keep one token more or less of 16,000.
 _BISECTION_STEPS = 14
@@ -100,7 +102,16 @@ class LLMLingua:
         device: str,
     ) -> None:
         self._compressor = _open(location, revision, receiver_tokenizer, device)
-        self._compressor.model = _LegacyCacheModel(self._compressor.model)
+        self._compressor.model = self._model = _LegacyCacheModel(self._compressor.model)
+
+    def read_ahead(self, texts: Sequence[str], questions: Sequence[str]) -> None:
+        """Lets the model read together what is to be compressed next."""
+        # The package reads a text by itself and, with a question, behind it.
+        behind = [
+            f"{asked}\n\n{text}" for text, asked in zip(texts, questions, strict=True) if asked
+        ]
+        tokenizer = self._compressor.tokenizer
+        self._model.read_ahead(tokenizer([*texts, *behind], add_special_tokens=False)["input_ids"])
 
     def compress(self, text: str, rate: float, question: str = "") -> str:
         """What is left of a text at a rate, the share of tokens to keep."""
@@ -149,29 +160,61 @@ class LLMLingua2:
         compressor.model_name = _WORD_PIECE if family == "bert" else _SENTENCE_PIECE
         positions = compressor.model.config.max_position_embeddings
         compressor.max_seq_len = min(_LONGEST_CHUNK, positions)
-        compressor.model = _RememberingClassifier(compressor.model)
+        compressor.model = self._model = _RememberingClassifier(compressor.model)
         self._compressor = compressor
 
-    def compress(self, text: str, rate: float) -> str:
-        """What is left of a text at a rate, the share of tokens to keep."""
+    def read_ahead(self, texts: Sequence[str], questions: Sequence[str]) -> None:
+        """Lets the classifier read together what is to be compressed next."""
+        self._model.forget()
+        if known := [text for text in texts if self._knows(text)]:
+            self._compress(known, 0.5)
+
+    def compress(self, text: str, rate: float, question: str = "") -> str:
+        """What is left of a text at a rate, the share of tokens to keep, whatever is asked."""
+        return self._compress([text], rate) if self._knows(text) else ""
+
+    def _knows(self, text: str) -> bool:
+        """Whether a word of it is known; the package drops others, and fails on nothing."""
         tokenizer = self._compressor.tokenizer
-        # The package drops unknown words, and fails where there are no others.
-        if set(tokenizer(text)["input_ids"]) <= set(tokenizer.all_special_ids):
-            return ""
+        return not set(tokenizer(text)["input_ids"]) <= set(tokenizer.all_special_ids)
+
+    def _compress(self, texts: list[str], rate: float) -> str:
         with _global_state_kept():
-            compressed = self._compressor.compress_prompt_llmlingua2([text], rate=rate)
+            compressed = self._compressor.compress_prompt_llmlingua2(texts, rate=rate)
         return compressed["compressed_prompt"]
 
 
 class _LegacyCacheModel:
     """Hands a model's cache over as pairs of keys and values, which the package indexes.
 
-    The outcome of a whole text is remembered: a bisection asks for the same one at every rate.
+    What it makes of whole texts is remembered: a bisection asks for the same one at every rate.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._remembered: dict[tuple[int, ...], SimpleNamespace] = {}
+
+    def read_ahead(self, texts: Sequence[list[int]]) -> None:
+        """Reads texts together, and forgets all others."""
+        # Longer ones the package reads in parts.
+        most = self._model.config.max_position_embeddings
+        known = dict.fromkeys(tuple(ids) for ids in texts if 0 < len(ids) <= most)
+        self._remembered.clear()
+        if not known:
+            return
+        ids, mask = (part.to(self._model.device) for part in pad_rows([*known], 0))
+        with torch.no_grad():
+            read = self._run(ids, mask.long(), [])
+        self._remembered |= {
+            own: SimpleNamespace(
+                logits=read.logits[row : row + 1, : len(own)],
+                past_key_values=[
+                    tuple(part[row : row + 1, :, : len(own)] for part in pair)
+                    for pair in read.past_key_values
+                ],
+            )
+            for row, own in enumerate(known)
+        }
 
     def __call__(
         self,
@@ -185,7 +228,7 @@ class _LegacyCacheModel:
         key = tuple(input_ids[0].tolist())
         if key not in self._remembered:
             # Two texts take turns: with and without a question.
-            if len(self._remembered) == 2:
+            if len(self._remembered) > 1:
                 self._remembered.pop(next(iter(self._remembered)))
             self._remembered[key] = self._run(input_ids, attention_mask, [])
         return self._remembered[key]
@@ -204,16 +247,33 @@ class _LegacyCacheModel:
 
 
 class _RememberingClassifier:
-    """Remembers its last outcome: a bisection asks for the same text at every rate."""
+    """Remembers what it makes of texts: a bisection asks for the same one at every rate.
+
+    The package pads every text to the longest that is allowed, of which nothing is read here.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._last: tuple[Tensor, Any] | None = None
+        self._remembered: dict[tuple[int, ...], Tensor] = {}
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-        if self._last is None or not torch.equal(self._last[0], input_ids):
-            self._last = input_ids, self._model(input_ids=input_ids, attention_mask=attention_mask)
-        return self._last[1]
+    def forget(self) -> None:
+        self._remembered.clear()
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        lengths = attention_mask.sum(1).tolist()
+        texts = [tuple(ids[:end].tolist()) for ids, end in zip(input_ids, lengths, strict=True)]
+        unread = [row for row, text in enumerate(texts) if text not in self._remembered]
+        if unread:
+            longest = max(lengths[row] for row in unread)
+            ids, mask = (part[unread, :longest] for part in (input_ids, attention_mask))
+            read = self._model(input_ids=ids, attention_mask=mask).logits
+            self._remembered |= {
+                texts[row]: logits[: lengths[row]] for row, logits in zip(unread, read, strict=True)
+            }
+        known = [self._remembered[text] for text in texts]
+        around = [(0, 0, 0, input_ids.shape[1] - len(logits)) for logits in known]
+        padded = [F.pad(logits, own) for logits, own in zip(known, around, strict=True)]
+        return SimpleNamespace(loss=None, logits=torch.stack(padded))
 
 
 def _open(

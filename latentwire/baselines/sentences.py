@@ -1,5 +1,6 @@
 """Whole sentences chosen by how central they are to a text, or to a question about it: LexRank."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import networkx
@@ -23,6 +24,9 @@ class SentenceSelector:
     def __init__(self) -> None:
         # A bisection asks for the same text at every rate.
         self._rank = lru_cache(maxsize=1)(_rank)
+
+    def read_ahead(self, texts: Sequence[str], questions: Sequence[str]) -> None:
+        """Nothing: no model reads."""
 
     def compress(self, text: str, rate: float, question: str = "") -> str:
         """The first sentences by rank, in the order of the text, as many words as the rate allows.

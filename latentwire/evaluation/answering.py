@@ -6,13 +6,14 @@ Shapes: B sources of a batch, N questions of the batch.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
 
 from latentwire.data.tables import Example
-from latentwire.receivers.packing import PackedQuestions, lay_out
-from latentwire.receivers.receiver import Receiver, Source
+from latentwire.receivers.packing import lay_out
+from latentwire.receivers.receiver import Generated, Reading, Receiver, Source
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,15 @@ def answer(
     questions = receiver.prompt.question_ids([example.question for example in examples])
     started = time.perf_counter()
     reading = receiver.read(source, lay_out(questions, groups))
-    texts = receiver.decode(reading.generate(max_new_tokens))
+    generated = reading.generate(max_new_tokens)
+    texts = receiver.decode([own.without_end for own in generated])
     seconds = (time.perf_counter() - started) / len(examples)
     references = [example.answers or [no_answer_text] for example in examples]
     reference_ids = lay_out(
         receiver.prompt.answer_ids([reference for own in references for reference in own]),
         references,
     )
-    logits, packed = reading.answer_logits([ids[0] for ids in reference_ids])
-    first_tokens = logits[packed.starts_answer].argmax(-1).tolist()
+    first_tokens = reading.logits.argmax(-1).tolist()
     num_head = len(receiver.prompt.head_ids)
     return [
         Answer(
@@ -70,7 +71,7 @@ def answer(
         )
         for text, nll, first, own, question in zip(
             texts,
-            _mean_nll(logits, packed, len(examples)),
+            _mean_nll(reading, generated, [ids[0] for ids in reference_ids]),
             first_tokens,
             reference_ids,
             questions,
@@ -79,9 +80,18 @@ def answer(
     ]
 
 
-def _mean_nll(logits: torch.Tensor, packed: PackedQuestions, num_answers: int) -> list[float]:
+def _mean_nll(
+    reading: Reading, generated: Sequence[Generated], golds: Sequence[list[int]]
+) -> list[float]:
+    # What was generated has been read already.
+    unread = [[] if own.ids == gold else gold for own, gold in zip(generated, golds, strict=True)]
+    logits, packed = reading.answer_logits(unread)
     token_loss = F.cross_entropy(logits, packed.target_ids, reduction="none")
-    total = torch.zeros(num_answers, device=logits.device)
+    total = torch.zeros(len(golds), device=logits.device)
     total.index_add_(0, packed.target_answers, token_loss)
-    counts = torch.bincount(packed.target_answers, minlength=num_answers)
-    return (total / counts).tolist()
+    return [
+        read / len(gold) if gold_unread else fmean(own.nll)
+        for read, own, gold, gold_unread in zip(
+            total.tolist(), generated, golds, unread, strict=True
+        )
+    ]

@@ -63,14 +63,15 @@ def predict(
         sent, given = _answer_batch(experiment, receiver, groups, send, indices)
         answers = iter(given)
         for place, index in enumerate(indices):
-            positions = sent.positions[place]
+            positions, source = sent.positions[place], sources[index].encode()
+            gzip_bytes = len(gzip.compress(source, mtime=0))
             rows[index] = [
                 Prediction(
                     **_scores(example, next(answers), positions, experiment, swapped or {}),
                     source_tokens=source_tokens[index],
                     soft_tokens=positions if sent.is_latent else 0,
-                    source_bytes=len(sources[index].encode()),
-                    source_gzip_bytes=len(gzip.compress(sources[index].encode(), mtime=0)),
+                    source_bytes=len(source),
+                    source_gzip_bytes=gzip_bytes,
                     payload_bytes=sent.payload_bytes[place],
                     encode_seconds=seconds[index] / len(groups[index]),
                     wire=wire,

@@ -10,6 +10,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -37,6 +38,8 @@ def f1(prediction: str, answers: Sequence[str], no_answer_text: str = "") -> flo
     return max(_word_f1(predicted, reference) for reference in _normalise_references(answers))
 
 
+# Each answer is compared more than once, and many are the same.
+@lru_cache(maxsize=1 << 16)
 def normalise_answer(text: str) -> str:
     """Lower case, without ASCII punctuation, English articles and superfluous white space."""
     without_punctuation = text.lower().translate(_PUNCTUATION)

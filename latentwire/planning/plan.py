@@ -132,12 +132,13 @@ def _changes(own: Experiment, memory: Memory, available: int) -> Iterator[str]:
     parts = _enough_parts(memory, settings.micro_batches, available)
     if parts is not None and parts <= settings.passages_per_step:
         yield f"training.micro_batches: {parts}"
-    if memory.receivers > memory.peak / 4:
-        if not settings.shard_receivers:
+    # Receivers are shared out or held in int8, not both.
+    if memory.receivers > memory.peak / 4 and not settings.shard_receivers:
+        whole = [r for r in own.readers if r.dtype != "int8"]
+        if whole == own.readers:
             yield "training.shard_receivers: true, on several GPUs"
-        for index, receiver in enumerate(own.receivers):
-            if receiver in own.readers and receiver.dtype != "int8":
-                yield f"receivers.{index}.dtype: int8"
+        for receiver in whole:
+            yield f"receivers.{own.receivers.index(receiver)}.dtype: int8"
     if memory.passages > memory.peak / 4:
         yield "fewer training passages (the section data)"
     if own.wire.encoder.lora_rank is None and not own.wire.encoder_of:

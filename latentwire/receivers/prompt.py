@@ -30,6 +30,7 @@ class Prompt:
     head_ids: tuple[int, ...] = field(init=False)
     _tail: str = field(init=False)
     _answer_space: str = field(init=False)
+    _known: dict[str, list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         text = self.template.format(source=_SOURCE_MARK, question=_QUESTION_MARK)
@@ -39,6 +40,7 @@ class Prompt:
             text = str(
                 self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
             )
+        object.__setattr__(self, "_known", {})
         head, tail = text.split(_SOURCE_MARK)
         tail += self.anchor
         head_ids = self.tokenizer.encode(head, add_special_tokens=False)
@@ -64,8 +66,8 @@ class Prompt:
         if not after:
             return [self.tokenizer.encode(before, add_special_tokens=False)] * len(questions)
         if self.tokenizer.chat_template is None:
-            return self._encode([before + question + after for question in questions])
-        opening = self._encode([before + question for question in questions])
+            return self._encode_known([before + question + after for question in questions])
+        opening = self._encode_known([before + question for question in questions])
         closing = self.tokenizer.encode(after, add_special_tokens=False)
         return [[*ids, *closing] for ids in opening]
 
@@ -76,12 +78,17 @@ class Prompt:
         """
         eos = self.tokenizer.eos_token_id
         texts = [self._answer_space + answer if answer else "" for answer in answers]
-        return [[*ids, eos] for ids in self._encode(texts)]
+        return [[*ids, eos] for ids in self._encode_known(texts)]
+
+    def _encode_known(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts that come again with every source, ratio and method."""
+        unknown = [text for text in texts if text not in self._known]
+        self._known.update(zip(unknown, self._encode(unknown), strict=True))
+        return [self._known[text] for text in texts]
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        # The same questions and answers come many times.
         unique = list(dict.fromkeys(texts))
         ids = self.tokenizer(unique, add_special_tokens=False, split_special_tokens=True)
         known = dict(zip(unique, ids["input_ids"], strict=True))

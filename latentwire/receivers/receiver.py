@@ -7,7 +7,7 @@ D embedding width, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -164,7 +164,9 @@ class Receiver:
         Returns:
             Token ids of the N answers in order, without the end-of-sequence token.
         """
-        return self.read(source, questions).generate(max_new_tokens)
+        return [
+            answer.without_end for answer in self.read(source, questions).generate(max_new_tokens)
+        ]
 
     @torch.no_grad()
     def read(self, source: Source, questions: Sequence[Sequence[Sequence[int]]]) -> "Reading":
@@ -221,7 +223,7 @@ class Receiver:
         with self._deepened(source, packed):
             output = self.model.model(
                 inputs_embeds=torch.cat([head, source_embeddings, self._embed(packed.ids)], dim=1),
-                attention_mask=packed_attention_mask(mask, packed),
+                attention_mask=_attention_bias(packed_attention_mask(mask, packed), head.dtype),
                 position_ids=packed_positions(self._prefix_spacing(source), packed),
                 use_cache=use_cache,
             )
@@ -248,6 +250,26 @@ class Receiver:
         ).float()
 
 
+@dataclass
+class Generated:
+    """A greedy answer.
+
+    Attributes:
+        ids: its tokens, the one that ends it among them.
+        nll: -log p of each, in nats.
+        has_ended: whether it ends by itself; it was cut otherwise.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    nll: list[float] = field(default_factory=list)
+    has_ended: bool = False
+
+    @property
+    def without_end(self) -> list[int]:
+        """Its tokens but for the one that ends it."""
+        return self.ids[:-1] if self.has_ended else self.ids
+
+
 @dataclass(frozen=True)
 class Reading:
     """Sources and N questions that a receiver has read, up to where the answers begin.
@@ -271,38 +293,47 @@ class Reading:
     logits: Tensor
 
     @torch.no_grad()
-    def generate(self, max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers, without the end-of-sequence token."""
-        receiver, rows, numbers, seen = self.receiver, self.rows, self.numbers, self.seen
-        next_ids = self.logits.argmax(-1)
-        # Every step appends a block with one column per question of a row. A column sees the prefix
-        # and what carries its own question's number.
-        grid_positions = self._last_positions
-        batch, width = grid_positions.shape
-        grid = torch.arange(width, device=receiver.device).expand(batch, width)
-        answers: list[list[int]] = [[] for _ in range(len(rows))]
-        running = torch.ones(len(rows), dtype=torch.bool)
+    def generate(self, max_new_tokens: int) -> list[Generated]:
+        """Greedy answers of so many tokens at most, the one that ends an answer among them."""
+        stop_ids, seen = self.receiver.stop_ids, self.seen
+        answers = [Generated() for _ in range(len(self.rows))]
+        running, logits = torch.arange(len(answers)), self.logits
         for step in range(max_new_tokens):
-            for index, token in enumerate(next_ids.tolist()):
-                if running[index] and token in receiver.stop_ids:
-                    running[index] = False
-                elif running[index]:
-                    answers[index].append(token)
-            if not running.any() or step + 1 == max_new_tokens:
+            next_ids = logits.argmax(-1)
+            nll = F.cross_entropy(logits.float(), next_ids, reduction="none")
+            for index, token, own in zip(
+                running.tolist(), next_ids.tolist(), nll.tolist(), strict=True
+            ):
+                answers[index].ids.append(token)
+                answers[index].nll.append(own)
+                answers[index].has_ended = token in stop_ids
+            goes_on = [not answers[index].has_ended for index in running.tolist()]
+            running, next_ids = running[goes_on], next_ids[goes_on]
+            if not len(running) or step + 1 == max_new_tokens:
                 break
-            ids = torch.full((batch, width), receiver.pad_id, device=receiver.device)
-            ids[rows, numbers] = next_ids
-            seen = torch.cat([seen, grid], dim=1)
-            visible = (seen[:, None] == -2) | (seen[:, None] == grid[:, :, None])
-            grid_positions = grid_positions + 1
-            hidden = self._read_on(ids, visible, grid_positions)
-            next_ids = receiver.model.lm_head(hidden[rows, numbers]).argmax(-1)
+            # A block of columns for those questions of each row that are still being answered. A
+            # column sees the prefix and what carries its own question's number.
+            rows, numbers = self.rows[running], self.numbers[running]
+            columns = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
+            block = len(seen), int(columns.max()) + 1
+            ids, positions = rows.new_full(block, self.receiver.pad_id), rows.new_zeros(block)
+            segments = rows.new_full(block, -1)
+            ids[rows, columns] = next_ids
+            positions[rows, columns] = self.positions[running] + step + 1
+            segments[rows, columns] = numbers
+            seen = torch.cat([seen, segments], dim=1)
+            visible = (seen[:, None] == -2) | (seen[:, None] == segments[:, :, None])
+            hidden = self._read_on(ids, visible, positions)
+            logits = self.receiver.model.lm_head(hidden[rows, columns])
         self._forget(seen.shape[1] - self.seen.shape[1])
         return answers
 
     @torch.no_grad()
     def answer_logits(self, answers: Sequence[Sequence[int]]) -> tuple[Tensor, PackedQuestions]:
-        """Logits `[T, V]` that predict each token of the N answers given, and these, packed."""
+        """Logits `[T, V]` that predict each token of the N answers given, and these, packed.
+
+        An answer without tokens is none.
+        """
         laid_out: list[list[tuple[list[int], Sequence[int]]]] = [[] for _ in self.seen]
         for row, answer in zip(self.rows.tolist(), answers, strict=True):
             laid_out[row].append(([], answer))
@@ -315,25 +346,20 @@ class Reading:
             seen = torch.cat([self.seen, segments], dim=1)
             visible = (seen[:, None] == -2) | (seen[:, None] == segments[:, :, None])
             visible &= torch.ones_like(visible).tril(seen.shape[1] - length)
-            starts = self._last_positions.gather(1, segments.clamp(min=0)) + 1
+            ends = self.positions.new_zeros(len(seen), int(self.numbers.max()) + 1)
+            ends[self.rows, self.numbers] = self.positions
+            starts = ends.gather(1, segments.clamp(min=0)) + 1
             hidden = self._read_on(packed.ids, visible, starts + packed.offsets)
             self._forget(length)
             places = packed.target_rows[later], packed.target_columns[later]
             logits[later] = self.receiver.model.lm_head(hidden[places]).float()
         return logits, packed
 
-    @property
-    def _last_positions(self) -> Tensor:
-        """Where each question of each source ends, `[B, *]`."""
-        grid = self.positions.new_zeros(len(self.seen), int(self.numbers.max()) + 1)
-        grid[self.rows, self.numbers] = self.positions
-        return grid
-
     def _read_on(self, ids: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
         """Hidden states of more tokens, whose keys and values the cache takes."""
         return self.receiver.model.model(
             inputs_embeds=self.receiver._embed(ids),
-            attention_mask=visible[:, None],
+            attention_mask=_attention_bias(visible[:, None], self.logits.dtype),
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
@@ -343,6 +369,11 @@ class Reading:
         """Drops the keys and values that were added last."""
         if count:
             self.cache.crop(-count)
+
+
+def _attention_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What attention adds to its logits; else every layer would make it of the mask anew."""
+    return visible.new_zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -torch.inf)
 
 
 @contextmanager

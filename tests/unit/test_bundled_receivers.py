@@ -7,10 +7,13 @@ from itertools import islice
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from latentwire.config import Encoder, Experiment, Receiver, ReceiverSource, Wire
 from latentwire.data.pocket import HELD_OUT_NAMES, full_length_passages
+from latentwire.data.tables import Example
 from latentwire.errors import UserError
+from latentwire.evaluation.answering import answer
 from latentwire.layout import Layout
 from latentwire.planning.models import frozen_bytes
 from latentwire.receivers import loading
@@ -48,7 +51,7 @@ def test_answers_side_by_side_equal_unbatched_generate_on_200_questions(bundled,
     flat = [(passage, fact) for passage in PASSAGES for fact in passage.facts]
     assert len(flat) >= 200
     prompt, eos = bundled.prompt, bundled.tokenizer.eos_token_id
-    for (passage, fact), answer in zip(flat, answers, strict=True):
+    for (passage, fact), given in zip(flat, answers, strict=True):
         source, question = (
             prompt.source_ids([passage.context]),
             prompt.question_ids([fact.question]),
@@ -60,13 +63,43 @@ def test_answers_side_by_side_equal_unbatched_generate_on_200_questions(bundled,
             max_new_tokens=MAX_NEW_TOKENS,
             do_sample=False,
         )[0, ids.shape[1] :].tolist()
-        assert answer == (output[: output.index(eos)] if eos in output else output)
+        assert given == (output[: output.index(eos)] if eos in output else output)
 
 
 def test_names_never_seen_are_looked_up(bundled, answers):
     values = [fact.value for passage in PASSAGES for fact in passage.facts]
     right = sum(map(str.__eq__, bundled.decode(answers), values))
     assert right / len(values) >= 0.95
+
+
+def test_the_likelihood_of_golds_is_theirs_whether_they_were_generated_or_not(bundled):
+    prompt = bundled.prompt
+    source = bundled.text_source(prompt.source_ids([passage.context for passage in PASSAGES]))
+    groups = [
+        [
+            # Every other gold is none that would be generated.
+            Example("", "", p.context, f.question, [(f.value, "x")[number % 2]], "")
+            for number, f in enumerate(p.facts)
+        ]
+        for p in PASSAGES
+    ]
+    given = answer(bundled, source, groups, MAX_NEW_TOKENS, "")
+    packed = bundled.pack(
+        [
+            [
+                (prompt.question_ids([e.question])[0], prompt.answer_ids([e.answers[0]])[0])
+                for e in group
+            ]
+            for group in groups
+        ]
+    )
+    loss = F.cross_entropy(
+        bundled.answer_logits(source, packed), packed.target_ids, reduction="none"
+    )
+    for number, own in enumerate(given):
+        expected = loss[packed.target_answers == number].mean().item()
+        assert own.nll == pytest.approx(expected, abs=1e-4)
+    assert min(own.nll for own in given) < 0.1 < 1 < max(own.nll for own in given)
 
 
 def test_the_card_names_the_weights_and_the_folder_is_small(bundled):

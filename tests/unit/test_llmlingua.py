@@ -126,6 +126,24 @@ def test_remembering_a_text_changes_nothing(request, kind, folder, receiver):
     assert len(set(fresh)) == len(asked)
 
 
+@pytest.mark.parametrize("name", ["llmlingua", "llmlingua2"])
+def test_texts_that_were_read_together_are_left_the_same_and_read_once(request, name, monkeypatch):
+    compressor = request.getfixturevalue(name)
+    texts = ["\u4e00", *(passage.context for passage in passages(3)), "The end."]
+    questions = ["", "", passages(3)[1].facts[0].question, "", "Where?"]
+
+    def left():
+        return [
+            [compressor.compress(text, rate, question) for rate in (0.2, 0.5)]
+            for text, question in zip(texts, questions, strict=True)
+        ]
+
+    alone = left()
+    compressor.read_ahead(texts, questions)
+    monkeypatch.setattr(compressor._model, "_model", None)
+    assert left() == alone
+
+
 def test_what_is_left_is_what_the_package_leaves_where_it_works():
     repository = Path(__file__).parents[2]
     bundled = repository / "resources/receivers/llama"
@@ -223,6 +241,6 @@ def test_the_classifier_learns_which_words_are_asked_for(tmp_path, receiver):
     assert last["dev/accuracy"] > last["dev/majority"] + 0.1
     assert not layout.state("compressor").exists()
     compressor = open_compressor(experiment, layout, "llmlingua2", receiver)
-    left = compressor(CONTEXT, "", 0.5)
+    left = compressor.compress(CONTEXT, 0.5)
     assert all(name in left for name in ("Ashford", "Amber Bank", "dog"))
     assert not any(word in left for word in (" was ", " for ", "The "))

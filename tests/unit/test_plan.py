@@ -172,6 +172,17 @@ def test_layers_that_are_shared_out_take_a_share_and_what_is_gathered(tmp_path, 
     assert shared == pytest.approx(rest + layers / 4 + layers / 30, rel=0.01)
 
 
+def test_receivers_are_to_be_shared_out_or_held_in_int8_not_both(tmp_path, shapes):
+    memory = plan_training(squad(), Layout("squad", tmp_path), "shared", shapes).memory
+    either, shared = (
+        " ".join(plan._changes(squad(shard_receivers=shard), memory, memory.peak // 2))
+        for shard in (False, True)
+    )
+    assert "shard_receivers" in either
+    assert "receivers.1.dtype: int8" in either
+    assert "int8" not in shared
+
+
 def test_checkpointing_keeps_the_input_of_each_layer(tmp_path, shapes):
     readings = dict.fromkeys(("llama-3.1-8b", "qwen2.5-7b"), ReadingShape(10, 90, 20, 20, 8, 180))
     shape = StepShape(rows=2, source=100, latents=25, readings=readings)
