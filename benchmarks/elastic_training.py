@@ -14,20 +14,17 @@ whether their weights are the same to the bit.
 import argparse
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from verbs import metrics_rows, prepare, run
 
 from latentwire.config import Experiment
 from latentwire.files import file_digest, read_json
 from latentwire.layout import Layout
 from latentwire.wire.description import WEIGHTS
 
-CONFIG = Path(__file__).parents[1] / "config/config.yaml"
 PROCESSES = (1, 2, 1)
 
 
@@ -40,20 +37,18 @@ def main() -> None:
     experiment = Experiment()
     with tempfile.TemporaryDirectory() as folder:
         layout = Layout(experiment.experiment, Path(folder))
-        for receiver in experiment.receivers:
-            _run(layout, "receiver", "--name", receiver.name)
-        _run(layout, "prepare")
+        prepare(experiment, layout)
         training = ("train-wire", "--threads", "1", "--training.steps", str(steps))
         training += ("--training.micro_batches", str(options.micro_batches))
-        _run(layout, *training)
+        run(layout, *training)
         wire = layout.wire(experiment.wire.name, 1)
-        undisturbed, weights = _rows(wire / "metrics.jsonl"), file_digest(wire / WEIGHTS)
+        undisturbed, weights = metrics_rows(wire / "metrics.jsonl"), file_digest(wire / WEIGHTS)
         shutil.rmtree(wire)
         for part, count in enumerate(PROCESSES, 1):
             is_last = part == len(PROCESSES)
             stop = None if is_last else steps * part // len(PROCESSES)
-            _run(layout, *training, "--processes", str(count), stop_at=stop)
-        elastic = _rows(wire / "metrics.jsonl")
+            run(layout, *training, "--processes", str(count), stop_at=stop)
+        elastic = metrics_rows(wire / "metrics.jsonl")
         same_bits = file_digest(wire / WEIGHTS) == weights
         resumes = read_json(wire / "resumes.json")["resumes"]
     pairs = {
@@ -73,31 +68,6 @@ def main() -> None:
         "same_bits": same_bits,
     }
     print(json.dumps(outcome, indent=2))
-
-
-def _run(layout: Layout, *arguments: str, stop_at: int | None = None) -> None:
-    """Runs a verb to its end, or stops it by TERM once it has logged a step."""
-    where = ("--config", str(CONFIG), "--results", str(layout.results))
-    process = subprocess.Popen([sys.executable, "-m", "latentwire", *arguments, *where])
-    if stop_at is not None:
-        metrics = layout.state("shared-seed1") / "metrics.jsonl"
-        while process.poll() is None and _last_step(metrics) < stop_at:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-    expected = 0 if stop_at is None else 128 + signal.SIGTERM
-    if process.wait() != expected:
-        raise SystemExit(f"{' '.join(arguments)} ended with {process.returncode}, not {expected}")
-
-
-def _last_step(metrics: Path) -> int:
-    rows = _rows(metrics) if metrics.exists() else []
-    return rows[-1]["step"] if rows else 0
-
-
-def _rows(metrics: Path) -> list[dict[str, Any]]:
-    # What is being written may end in half a line.
-    lines = metrics.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _examples(rows: list[dict[str, Any]]) -> list[tuple[int, int]]:
