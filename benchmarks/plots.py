@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,7 +28,8 @@ def main() -> None:
 
 def draw(measured: dict[str, Any]) -> Figure:
     width, height = PANEL_INCHES
-    figure, panels = pyplot.subplots(2, 2, figsize=(2 * width, 2 * height), layout="constrained")
+    figure = Figure(figsize=(2 * width, 2 * height), layout="constrained")
+    panels = figure.subplots(2, 2)
     draw_step(panels[0, 0], measured["training_step"])
     draw_evaluation(panels[0, 1], measured["evaluation_speed"])
     draw_prefill(panels[1, 0], measured["prefill"])
