@@ -28,12 +28,9 @@ from latentwire.planning.steps import StepShape
 from latentwire.receivers.checkpointing import checkpoint_layers
 from latentwire.receivers.packing import PackedQuestions
 from latentwire.receivers.receiver import Receiver, Source
-from latentwire.training.objective import (
-    Teacher,
-    answer_loss,
-    guard_loss,
-    teacher_of,
-)
+from latentwire.training.apart import losses_apart
+from latentwire.training.objective import Teacher, answer_loss, guard_loss, teacher_of
+from latentwire.training.parts import Losses
 from latentwire.wire.encoder import Encoder
 from latentwire.wire.reading import LatentBatch
 from latentwire.wire.wire import Wire
@@ -48,7 +45,7 @@ class StepMemory:
 
     Attributes:
         encoder: what the encoder keeps for its backward pass.
-        receivers: what the receivers keep, logits and losses among it.
+        receivers: what the receiver that keeps most of all keeps, logits and losses among it.
         peak: the most at any moment, with all that is made and dropped on the way.
     """
 
@@ -134,34 +131,37 @@ class _Step:
                 checkpoint_layers(model)
 
     def run(self, shape: StepShape, kl: bool = True) -> StepMemory:
-        live, encoder_layers = self._live, self._layers[0]
+        live, wire, encoder_layers = self._live, self._wire, self._layers[0]
         with live:
-            live.peak = weights = live.watch(self._wire, *self._receivers.values())
+            live.peak = weights = live.watch(wire, *self._receivers.values())
             with self._autocast():
-                latents = _encode(self._wire.encoder, shape)
-            encoder = live.now - weights + encoder_layers.kept_by_others
-            losses = [self._read(name, latents, shape, kl) for name in self._receivers]
-            loss = torch.stack(losses).mean()
-            kept_by_others = sum(layer.kept_by_others for layer in self._layers)
-            kept = live.now - weights + kept_by_others
-            peaks: list[int] = []
+                latents = _encode(wire.encoder, shape)
+            kept = [live.now + encoder_layers.kept_by_others]
+            peaks, losses = [live.peak + encoder_layers.kept_by_others], []
+            for name, layers in zip(self._receivers, self._layers[1:], strict=True):
 
-            def reach_encoder(_: Tensor) -> None:
-                peaks.append(live.peak + kept_by_others)
+                def losses_of(values: Tensor, name: str = name) -> Losses:
+                    loss = self._read(name, replace(latents, values=values), shape, kl)
+                    kept.append(live.now + kept_by_others())
+                    return {"loss": loss}
+
+                def kept_by_others(own: _OneLayer = layers) -> int:
+                    return encoder_layers.kept_by_others + own.kept_by_others
+
                 live.peak = live.now
-
-            if latents.values.requires_grad:
-                latents.values.register_hook(reach_encoder)
-            loss.backward()
-            if peaks:
-                # The encoder's gradients come while its activations go.
-                kept_by_others = encoder_layers.kept_by_others
-                kept_by_others = max(kept_by_others, encoder_layers.gradients_of_others)
-            peaks.append(live.peak + kept_by_others)
-            self._wire.zero_grad()
-        for layer in self._layers:
-            layer.kept_by_others = 0
-        return StepMemory(encoder, kept - encoder, max(peaks) - weights)
+                adapter = [*wire.adapter(name).parameters()]
+                losses.append(losses_apart(losses_of, latents.values, adapter)["loss"])
+                peaks.append(live.peak + kept_by_others())
+            live.peak = live.now
+            torch.stack(losses).mean().backward()
+            # The encoder's gradients come while its activations go.
+            others = max(encoder_layers.kept_by_others, encoder_layers.gradients_of_others)
+            peaks.append(live.peak + others)
+            wire.zero_grad()
+        for layers in self._layers:
+            layers.kept_by_others = 0
+        encoder, most = kept[0] - weights, max(kept) - weights
+        return StepMemory(encoder, most - encoder, max(peaks) - weights)
 
     def _autocast(self) -> torch.autocast:
         # Copies of weights that are kept for the backward pass are kept without a cache too.

@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import product
 from statistics import fmean
@@ -31,6 +32,7 @@ from latentwire.receivers.loading import (
 from latentwire.receivers.packing import PackedQuestions, pad_rows
 from latentwire.receivers.receiver import Receiver, Source
 from latentwire.receivers.states import check_layers
+from latentwire.training.apart import losses_apart
 from latentwire.training.batches import BatchOrder
 from latentwire.training.features import FeatureCache
 from latentwire.training.loop import METRICS, Schedule, fit
@@ -435,16 +437,24 @@ class WireTask:
             self.growth(step),
             self._features_of(encoded),
         )
-        each = [
-            self._read_latents(
+
+        def losses_of(receiver: Receiver, values: Tensor) -> Losses:
+            return self._read_latents(
                 receiver,
-                latents,
+                replace(latents, values=values),
                 [passages[index] for index in own],
                 question_key=question_key,
                 kl=kl,
                 sharpness=self._least_sharpness[receiver.name] ** self.softness(step),
                 strangers=[read.index(index) for index in strangers],
                 totals=self._totals(receiver, passages, question_key),
+            )
+
+        each = [
+            losses_apart(
+                partial(losses_of, receiver),
+                latents.values,
+                [*self.module.adapter(receiver.name).parameters()],
             )
             for receiver in readers
         ]

@@ -275,7 +275,7 @@ class Wire(nn.Module):
         Raises:
             UserError: if the wire has no adapter for the receiver.
         """
-        return soft_tokens(self.config, self._adapter(receiver), latents)
+        return soft_tokens(self.config, self.adapter(receiver), latents)
 
     @torch.no_grad()
     def encode(
@@ -352,7 +352,7 @@ class Wire(nn.Module):
             UserError: if the wire has no such receiver, or the model is not there or another one.
         """
         description = self.description()
-        adapter = self._adapter(name)
+        adapter = self.adapter(name)
         facts = description.facts(name)
         frozen = load_frozen(self.config, self.prompt, name, facts, path, str(self.device))
         return LatentReceiver(frozen, adapter, description)
@@ -504,7 +504,7 @@ class Wire(nn.Module):
     def _widths(self, ratios: Sequence[float]) -> Tensor:
         return latent_widths(self.widths, ratios).to(self.device)
 
-    def _adapter(self, receiver: str) -> Adapter:
+    def adapter(self, receiver: str) -> Adapter:
         names = [*self.receivers]
         if receiver not in names:
             raise UserError(f"no adapter for receiver {receiver!r}; there are {names}")

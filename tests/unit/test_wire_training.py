@@ -382,8 +382,8 @@ def test_the_likelihood_of_repeating_is_what_the_receiver_gives_it(tmp_path):
     task._settings = task._settings.model_copy(update=steps)
     _, indices = task.order.batch(0)
     passages = [task._passages[None][index] for index in indices]
+    loss = task.losses(0)[0]["cross_entropy"]
     with torch.no_grad():
-        loss = task.losses(0)[0]["cross_entropy"]
         latents = task._encode(passages, [16] * len(passages), task.growth(0))
         each = []
         for receiver in task._receivers:
