@@ -28,6 +28,8 @@ _BISECTION_STEPS = 14
 # The package tells the two tokenizers that it knows by these names.
 _WORD_PIECE, _SENTENCE_PIECE = "bert-base-multilingual-cased", "xlm-roberta-large"
 _LONGEST_CHUNK = 512
+# Logits of so many, of a vocabulary of 128,000 in bfloat16, take 4 GB.
+_POSITIONS_AHEAD = 2**14
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,13 @@ class LLMLingua:
     def read_ahead(self, texts: Sequence[str], questions: Sequence[str]) -> None:
         """Lets the model read together what is to be compressed next."""
         # The package reads a text by itself and, with a question, behind it.
-        behind = [
-            f"{asked}\n\n{text}" for text, asked in zip(texts, questions, strict=True) if asked
+        read = [
+            own
+            for text, question in zip(texts, questions, strict=True)
+            for own in ((text, f"{question}\n\n{text}") if question else (text,))
         ]
         tokenizer = self._compressor.tokenizer
-        self._model.read_ahead(tokenizer([*texts, *behind], add_special_tokens=False)["input_ids"])
+        self._model.read_ahead(tokenizer(read, add_special_tokens=False)["input_ids"])
 
     def compress(self, text: str, rate: float, question: str = "") -> str:
         """What is left of a text at a rate, the share of tokens to keep."""
@@ -195,14 +199,18 @@ class _LegacyCacheModel:
         self._remembered: dict[tuple[int, ...], SimpleNamespace] = {}
 
     def read_ahead(self, texts: Sequence[list[int]]) -> None:
-        """Reads texts together, and forgets all others."""
+        """Reads texts together, the first of them if they are long, and forgets all others."""
         # Longer ones the package reads in parts.
         most = self._model.config.max_position_embeddings
-        known = dict.fromkeys(tuple(ids) for ids in texts if 0 < len(ids) <= most)
+        known: list[tuple[int, ...]] = []
+        for ids in dict.fromkeys(tuple(ids) for ids in texts if 0 < len(ids) <= most):
+            if (len(known) + 1) * max(map(len, (*known, ids))) > _POSITIONS_AHEAD:
+                break
+            known.append(ids)
         self._remembered.clear()
         if not known:
             return
-        ids, mask = (part.to(self._model.device) for part in pad_rows([*known], 0))
+        ids, mask = (part.to(self._model.device) for part in pad_rows(known, 0))
         with torch.no_grad():
             read = self._run(ids, mask.long(), [])
         self._remembered |= {
