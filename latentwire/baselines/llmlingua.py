@@ -203,10 +203,10 @@ class _LegacyCacheModel:
         # Longer ones the package reads in parts.
         most = self._model.config.max_position_embeddings
         known: list[tuple[int, ...]] = []
-        for ids in dict.fromkeys(tuple(ids) for ids in texts if 0 < len(ids) <= most):
-            if (len(known) + 1) * max(map(len, (*known, ids))) > _POSITIONS_AHEAD:
+        for own in dict.fromkeys(tuple(ids) for ids in texts if 0 < len(ids) <= most):
+            if (len(known) + 1) * max(map(len, (*known, own))) > _POSITIONS_AHEAD:
                 break
-            known.append(ids)
+            known.append(own)
         self._remembered.clear()
         if not known:
             return
