@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -60,7 +61,9 @@ def build_models(
     if own.wire.encoder_of is not None:
         made.encoder.requires_grad_(False)
     elif settings.encoder.lora_rank is not None:
-        made.encoder.add_lora(settings.encoder.lora_rank)
+        # peft moves what it adds to where it is already, which weights without values refuse.
+        with patch.object(nn.Module, "to", lambda module, *_, **__: module):
+            made.encoder.add_lora(settings.encoder.lora_rank)
     return Models(made, receivers, senders)
 
 

@@ -314,6 +314,21 @@ def test_further_wires_are_planned_as_they_will_be_trained(tmp_path):
     assert plans["prompted"].num_steps == 1000
 
 
+def test_updates_of_low_rank_are_all_that_is_trained_of_an_encoder(tmp_path):
+    ablations = load_experiment(PACKAGE.parent / "config" / "ablations.yaml")
+    whole, low_rank = (
+        plan_training(ablations, Layout("ablations", tmp_path), wire, {})
+        for wire in ("shared", "lora-16")
+    )
+    adapters = low_rank.parameters["adapters"]
+    assert whole.parameters["adapters"] == adapters
+    # Two matrices for each of a layer's seven, of 160 and 432 rows and columns.
+    updates = 4 * 16 * (4 * (160 + 160) + 3 * (160 + 432))
+    projection = low_rank.parameters["trained"] - adapters - updates
+    assert 0 < projection < whole.parameters["encoder"] / 5
+    assert low_rank.memory.optimiser < whole.memory.optimiser
+
+
 def run(capsys, layout, *arguments):
     options = ["--config", str(PACKAGE.parent / "config" / "config.yaml")]
     options += ["--experiment", layout.experiment, "--results", str(layout.results)]
