@@ -46,6 +46,16 @@ def test_every_profile_plans_jobs(clean, profile):
     assert clean.plan("--profile", f"profiles/{profile}", "all")["report"] == 1
 
 
+def test_what_targets_hand_over_plans_jobs(clean):
+    handed_over = re.findall(
+        r"python -m snakemake ([^\"]*config/\S+?\.yaml[^\"]*)",
+        (REPOSITORY / "Snakefile").read_text(),
+    )
+    assert len(handed_over) == 2
+    for arguments in handed_over:
+        assert clean.plan(*arguments.format(threads=1).split())["train_wire"] > 1
+
+
 def test_there_is_no_profile_that_loads_by_itself():
     assert not (REPOSITORY / "profiles" / "default").exists()
 
