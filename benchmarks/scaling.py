@@ -45,7 +45,8 @@ def main() -> None:
             given = [word for key, own in settings.items() for word in (f"--training.{key}", own)]
             run(layout, "train-wire", "--threads", 1, "--processes", count, *given)
             wire = layout.wire(experiment.wire.name, experiment.seeds[0])
-            first, *_, last = metrics_rows(wire / "metrics.jsonl")
+            # The last is written after the dev split was measured.
+            first, *_, last, _ = metrics_rows(wire / "metrics.jsonl")
         seconds = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
         outcome[count] = {"seconds_per_step": seconds, "last_loss": last["loss"]}
     slowest = outcome[options.processes[0]]["seconds_per_step"]
