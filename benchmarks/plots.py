@@ -1,10 +1,12 @@
 """Draws what the benchmarks beside it have measured: docs/images/benchmarks.svg.
 
-python benchmarks/training_step.py results/pocket > docs/measured/training_step.json
-python benchmarks/evaluation_speed.py results/pocket > docs/measured/evaluation_speed.json
-python benchmarks/prefill.py results/pocket/wires/shared/seed1 > docs/measured/prefill.json
-python benchmarks/scaling.py > docs/measured/scaling.json
-python benchmarks/plots.py
+    python benchmarks/training_step.py results/pocket > docs/measured/training_step.json
+    python benchmarks/evaluation_speed.py results/pocket > docs/measured/evaluation_speed.json
+    python benchmarks/prefill.py results/pocket/wires/shared/seed1 > docs/measured/prefill.json
+    python benchmarks/scaling.py > docs/measured/scaling.json
+    python benchmarks/plots.py
+
+The last draws, and any finished experiment will do.
 """
 
 import json

@@ -72,6 +72,8 @@ def test_a_wire_starts_from_how_another_reads_the_same_states(layout):
 
 def test_states_are_those_of_the_layers_and_of_nothing_behind_the_source():
     sender = make_receiver("llama")
+    # In float32 rounding alone reaches the bound on some processors.
+    sender.model.double()
     ids = sender.prompt.source_ids(TEXTS)
     row = torch.tensor([[*sender.prompt.head_ids, *ids[1]]])
     with torch.no_grad():
@@ -81,8 +83,8 @@ def test_states_are_those_of_the_layers_and_of_nothing_behind_the_source():
     states = token_states(sender, ids, [0, 1])
     head = len(sender.prompt.head_ids)
     for place, layer in enumerate([0, 1]):
-        expected = whole[layer][0, head:]
-        torch.testing.assert_close(states[1, : len(ids[1]), place], expected, atol=1e-4, rtol=1e-4)
+        expected = whole[layer][0, head:].to(states.dtype)
+        torch.testing.assert_close(states[1, : len(ids[1]), place], expected)
     assert not states[1, len(ids[1]) :].any()
     # What is noted leaves the model as it was.
     assert sender.model.config.num_hidden_layers == len(sender.model.model.layers)
