@@ -148,11 +148,16 @@ class Receiver(Section):
     revision: Commit | None = Field(
         None, description="Full commit hash of the hub repository (source: hub)."
     )
-    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+    dtype: Literal["float32", "bfloat16", "int8", "nf4"] = Field(
         "float32",
-        description="Precision in which the frozen weights are held. int8 is for the layers' "
-        "matrices, all else is bfloat16; it needs the package bitsandbytes.",
+        description="Precision in which the frozen weights are held. int8 and nf4, of 4 bits, are "
+        "for the layers' matrices, all else is bfloat16; they need the package bitsandbytes.",
     )
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the layers' matrices are held in fewer bits than they are computed with."""
+        return self.dtype in ("int8", "nf4")
 
     @model_validator(mode="after")
     def _location(self) -> "Receiver":
@@ -300,7 +305,7 @@ class Senders(Section):
     )
     layers: list[Annotated[int, Field(ge=0)]] = Field(
         min_length=1,
-        description="Layers whose states are read, 0 for embeddings; of several, a mix is learned.",
+        description="Layers whose states are read, 0 for embeddings; several side by side.",
     )
     cache_gigabytes: float = Field(
         0.0,
@@ -1009,11 +1014,11 @@ class Experiment(Section):
                 f"training: {training.alignment_steps} alignment_steps and {training.text_steps} "
                 f"text_steps leave none of the {training.steps} steps for answers; give fewer"
             )
-        small = [reader.name for reader in self.readers if reader.dtype == "int8"]
+        small = [reader.name for reader in self.readers if reader.is_quantised]
         if training.shard_receivers and small:
             faults.append(
-                f"training.shard_receivers: layers in int8 cannot be shared out ({small}); set it "
-                "to false, or take another dtype"
+                f"training.shard_receivers: layers in int8 or nf4 cannot be shared out ({small}); "
+                "set it to false, or take another dtype"
             )
         return faults
 

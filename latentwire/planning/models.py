@@ -18,6 +18,9 @@ from latentwire.receivers.loading import BUNDLED, DESCRIPTION, model_location
 from latentwire.wire.description import ReceiverFacts
 from latentwire.wire.wire import Wire
 
+# Of each weight in the matrices of layers. To nf4 belongs a byte of scale for 64 weights.
+_QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 1 / 64}
+
 
 @dataclass(frozen=True)
 class Models:
@@ -94,16 +97,17 @@ def frozen_bytes(model: PreTrainedModel, dtype: str, shares: int = 1) -> int:
     """Bytes of a receiver's weights, the most that one process has at a time.
 
     Args:
-        model: made in bfloat16 where it is held in int8.
+        model: made in bfloat16 where its matrices are quantised.
         dtype: as a receiver's in the configuration.
         shares: processes that the layers are spread over, each gathered while it is at work.
     """
     layers = model.model.layers
     of_layers = num_bytes(layers)
     rest = num_bytes(model) - of_layers
-    if dtype == "int8":
+    if dtype in _QUANTISED_BYTES:
         matrices = (module for module in layers.modules() if isinstance(module, nn.Linear))
-        of_layers -= sum(matrix.weight.numel() for matrix in matrices)
+        saved = torch.bfloat16.itemsize - _QUANTISED_BYTES[dtype]
+        of_layers -= round(saved * sum(matrix.weight.numel() for matrix in matrices))
     if shares > 1:
         of_layers = of_layers // shares + of_layers // len(layers)
     return rest + of_layers
@@ -117,7 +121,7 @@ def _frozen(
     for name in names:
         models[name] = AutoModelForCausalLM.from_config(
             _read_config(experiment, layout, name, shapes),
-            dtype="bfloat16" if dtypes[name] == "int8" else dtypes[name],
+            dtype="bfloat16" if dtypes[name] in _QUANTISED_BYTES else dtypes[name],
             attn_implementation="sdpa",
         ).eval()
         models[name].requires_grad_(False)

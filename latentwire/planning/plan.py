@@ -132,13 +132,14 @@ def _changes(own: Experiment, memory: Memory, available: int) -> Iterator[str]:
     parts = _enough_parts(memory, settings.micro_batches, available)
     if parts is not None and parts <= settings.passages_per_step:
         yield f"training.micro_batches: {parts}"
-    # Receivers are shared out or held in int8, not both.
+    # Receivers are shared out or quantised, not both.
     if memory.receivers > memory.peak / 4 and not settings.shard_receivers:
-        whole = [r for r in own.readers if r.dtype != "int8"]
-        if whole == own.readers:
+        if not any(receiver.is_quantised for receiver in own.readers):
             yield "training.shard_receivers: true, on several GPUs"
-        for receiver in whole:
-            yield f"receivers.{own.receivers.index(receiver)}.dtype: int8"
+        for receiver in own.readers:
+            if receiver.dtype != "nf4":
+                fewer = "nf4" if receiver.dtype == "int8" else "int8"
+                yield f"receivers.{own.receivers.index(receiver)}.dtype: {fewer}"
     if memory.passages > memory.peak / 4:
         yield "fewer training passages (the section data)"
     if own.wire.encoder.lora_rank is None and not own.wire.encoder_of:

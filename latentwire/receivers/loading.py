@@ -28,6 +28,17 @@ from latentwire.receivers.receiver import Receiver
 DESCRIPTION = "receiver.json"
 BUNDLED = Path(__file__).parents[2] / "resources" / "receivers"
 
+# LLM.int8() (arXiv 2208.07339), and QLoRA's (arXiv 2305.14314), whose scales are quantised as well.
+_QUANTISATIONS: dict[str, dict[str, Any]] = {
+    "int8": {"load_in_8bit": True},
+    "nf4": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    },
+}
+
 # The loading of weights is no work worth a bar of its own in a stage's log.
 disable_progress_bar()
 
@@ -159,8 +170,8 @@ def open_model(
         UserError: if it cannot be loaded, or is not built as receivers must be.
     """
     options: dict[str, Any] = {"dtype": dtype}
-    if dtype == "int8":
-        options = {"dtype": "bfloat16", **_in_eight_bits(location, device)}
+    if dtype in _QUANTISATIONS:
+        options = {"dtype": "bfloat16", **_quantised(location, dtype, device)}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             location,
@@ -180,25 +191,22 @@ def open_model(
             "`inputs_embeds`, and has its layers in `model.layers` and its head in `lm_head`, as "
             "Llama, Qwen, Mistral and Gemma do"
         )
-    # Its own `to` refuses models in eight bits, which are where they belong already.
+    # Its own `to` refuses quantised models, which are where they belong already.
     nn.Module.to(model, device=torch.device(device))
     return model
 
 
-def _in_eight_bits(location: str, device: str) -> dict[str, Any]:
-    """What has the matrices of a model's layers quantised as they are read.
-
-    LLM.int8(), arXiv 2208.07339.
-    """
+def _quantised(location: str, dtype: str, device: str) -> dict[str, Any]:
+    """What has the matrices of a model's layers quantised as they are read."""
     if find_spec("bitsandbytes") is None:
         raise UserError(
-            f"{location}: `dtype: int8` of a receiver needs the package bitsandbytes: pip install "
-            "'latentwire[int8]'; or take `dtype: bfloat16`"
+            f"{location}: `dtype: {dtype}` of a receiver needs the package bitsandbytes: pip "
+            "install 'latentwire[quantised]'; or take `dtype: bfloat16`"
         )
     # It tells of every product that it computes in half precision, as it is meant to.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return {
-        "quantization_config": BitsAndBytesConfig(load_in_8bit=True),
+        "quantization_config": BitsAndBytesConfig(**_QUANTISATIONS[dtype]),
         "device_map": {"": device},
     }
 

@@ -223,7 +223,7 @@ def test_all_faults_are_reported_at_once():
                 "receivers": [{"name": "llama", "source": "bundled", "dtype": "int8"}],
                 "training": {"steps": 300, "shard_receivers": True},
             },
-            ["training.shard_receivers: layers in int8 cannot be shared out (['llama'])"],
+            ["training.shard_receivers: layers in int8 or nf4 cannot be shared out (['llama'])"],
         ),
         (
             {"wire": {"encoder": {"pooling": "queries", "num_latents": 3}}},
@@ -434,8 +434,9 @@ def test_an_encoder_is_only_asked_for_ratios_that_it_writes():
 
 def test_a_sweep_holds_each_layer_once_and_all_are_trained_alike():
     experiment = shipped("telepathy")
-    layers = sorted(experiment.swept.values())
-    assert layers == [("llama", layer) for layer in range(5)] + [("qwen", n) for n in (1, 2, 3)]
+    single = {("llama", (layer,)) for layer in range(5)} | {("qwen", (n,)) for n in range(4)}
+    several = {("llama", (1, 2, 3)), ("qwen", (1, 2, 3)), ("qwen", (0, 1, 2, 3))}
+    assert sorted(experiment.swept.values()) == sorted(single | several)
     wires = [experiment.of_wire(name) for name in experiment.swept]
     assert {own.wire.source_mode for own in wires} == {"context"}
     assert len({own.training.model_dump_json() for own in wires}) == 1
