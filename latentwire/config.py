@@ -845,14 +845,14 @@ class Experiment(Section):
         return list(dict.fromkeys(each))
 
     @property
-    def swept(self) -> dict[str, tuple[str, int]]:
-        """Ablations that read one layer of one sender: which sender, and which layer."""
+    def swept(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Ablations that read one sender: which, and the layers of it."""
         names = [variant.name for variant in self.variants if variant.method == Method.ablation]
         each = {name: self.of_wire(name).wire for name in names}
         return {
-            name: (own.sender_names[0], own.sender_layers[0])
+            name: (own.sender_names[0], tuple(own.sender_layers))
             for name, own in each.items()
-            if len(own.sender_names) == len(own.sender_layers) == 1
+            if len(own.sender_names) == 1
         }
 
     @property

@@ -350,17 +350,26 @@ def draw_relay(series: Sequence[Series]) -> Figure:
 
 @dataclass(frozen=True)
 class Swept:
-    """A wire that reads one layer of one sender."""
+    """A wire that reads one layer of one sender, or several side by side."""
 
     sender: str
-    layer: int
+    layers: tuple[int, ...]
     series: Series
+
+    @property
+    def place(self) -> tuple[int, tuple[int, ...]]:
+        """Sorts single layers before several."""
+        return len(self.layers), self.layers
+
+    @property
+    def name(self) -> str:
+        return ", ".join(map(str, self.layers))
 
 
 def draw_layers(swept: Sequence[Swept]) -> Figure:
-    """Relative F1 by the layer whose states are read, a panel per sender, a line per receiver.
+    """Relative F1 by the layers whose states are read, a panel per sender, a line per receiver.
 
-    At the lowest target ratio.
+    At the lowest target ratio. Lines join single layers.
     """
     lowest = min(own.series.target_ratio or 0 for own in swept)
     shown = [own for own in swept if own.series.target_ratio == lowest]
@@ -368,14 +377,19 @@ def draw_layers(swept: Sequence[Swept]) -> Figure:
     receivers = sorted({own.series.receiver for own in shown})
     figure, panels = _panels(len(senders))
     for axes, sender in zip(panels, senders, strict=True):
+        own = sorted((own for own in shown if own.sender == sender), key=lambda own: own.place)
+        names = [*dict.fromkeys(one.name for one in own)]
         for receiver, marker, style in zip(receivers, RATIO_MARKERS, itertools.cycle(LINE_STYLES)):
-            points = sorted(
-                (own.layer, own.series.quality["relative_f1"].number)
-                for own in shown
-                if (own.sender, own.series.receiver) == (sender, receiver)
+            read = [one for one in own if one.series.receiver == receiver]
+            places = [names.index(one.name) for one in read]
+            scores = [one.series.quality["relative_f1"].number for one in read]
+            num_single = sum(len(one.layers) == 1 for one in read)
+            (line,) = axes.plot(places[:num_single], scores[:num_single], linestyle=style)
+            axes.plot(
+                places, scores, marker=marker, linestyle="", color=line.get_color(), label=receiver
             )
-            axes.plot(*zip(*points, strict=True), marker=marker, linestyle=style, label=receiver)
-        axes.set(xlabel="layer", ylabel="F1, relative to text", ylim=F1_LIMITS, title=sender)
+        axes.set_xticks(range(len(names)), names)
+        axes.set(xlabel="layers", ylabel="F1, relative to text", ylim=F1_LIMITS, title=sender)
     return _legend_below(figure)
 
 

@@ -402,18 +402,18 @@ def relay_page(series: Sequence[Series], basis: str) -> Page:
 
 
 def layers_page(experiment: Experiment, series: Sequence[Series], basis: str) -> Page:
-    """What is left of the text score where states of one layer are read."""
+    """What is left of the text score by the layers whose states are read."""
     swept = [
         Swept(*experiment.swept[own.runs[0].wire], own)
         for own in series
         if own.runs[0].wire in experiment.swept and not _is_control(own)
     ]
     rows: list[list[Cell]] = [
-        [own.sender, own.layer, *_key(own.series), _spread(own.series.quality["relative_f1"])]
+        [own.sender, own.name, *_key(own.series), _spread(own.series.quality["relative_f1"])]
         for own in swept
     ]
-    table = Table("The numbers", ["sender", "layer", *_KEYS, "relative F1"], rows)
-    return Page("F1 by the sender's layer", [basis], [table], lambda: draw_layers(swept))
+    table = Table("The numbers", ["sender", "layers", *_KEYS, "relative F1"], rows)
+    return Page("F1 by the sender's layers", [basis], [table], lambda: draw_layers(swept))
 
 
 def _training_logs(experiment: Experiment, layout: Layout) -> dict[str, list[Row]]:

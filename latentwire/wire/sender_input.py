@@ -13,14 +13,13 @@ _QUARTILES_OF_NORMAL = 1.349
 
 
 class SenderInput(nn.Module):
-    """Robustly standardised states, mixed over layers, projected.
+    """Robustly standardised states of all layers, side by side, projected.
 
     A few channels of a language model can be thousands of times larger than the others ("Massive
     Activations in Large Language Models", arXiv 2402.17762), often at a few tokens only. A norm
     over channels lets them drown the rest, and a standard deviation over tokens lets these tokens
     drown the others. So each channel is standardised by its median and quartiles, and cut off far
-    outside of them. The mix over layers is ELMo's (arXiv 1802.05365), softmax weights of one scalar
-    for each layer.
+    outside of them.
 
     Args:
         num_layers: layers K of the states.
@@ -35,8 +34,7 @@ class SenderInput(nn.Module):
         super().__init__()
         self.register_buffer("centre", torch.zeros(num_layers, hidden_size))
         self.register_buffer("scale", torch.ones(num_layers, hidden_size))
-        self.mix = nn.Parameter(torch.zeros(num_layers))
-        self.project = nn.Linear(hidden_size, embedding_dim)
+        self.project = nn.Linear(num_layers * hidden_size, embedding_dim)
 
     @torch.no_grad()
     def fit(self, states: Tensor, embeddings: Tensor) -> None:
@@ -57,8 +55,7 @@ class SenderInput(nn.Module):
         least = 1e-3 * scale.median(dim=1, keepdim=True).values
         self.centre.copy_(centre)
         self.scale.copy_(scale.maximum(least).clamp(min=torch.finfo(scale.dtype).tiny))
-        features = self.standardise(states).float().mean(1)
-        inputs = F.pad(features, (0, 1), value=1.0)
+        inputs = F.pad(self.standardise(states).float().flatten(1), (0, 1), value=1.0)
         # A little is added to the diagonal: channels may be copies of one another.
         covariance = inputs.T @ inputs / count + 1e-3 * torch.eye(inputs.shape[1]).to(inputs)
         solution = torch.linalg.solve(covariance, inputs.T @ embeddings.float() / count)
@@ -71,6 +68,4 @@ class SenderInput(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Embeddings `[B, S, D]` of features `[B, S, K, H]`."""
-        weights = self.mix.softmax(0).to(self.project.weight.dtype)
-        mixed = torch.einsum("k,...kh->...h", weights, features.to(weights.dtype))
-        return self.project(mixed)
+        return self.project(features.flatten(-2).to(self.project.weight.dtype))

@@ -172,7 +172,7 @@ def test_layers_that_are_shared_out_take_a_share_and_what_is_gathered(tmp_path, 
     assert shared == pytest.approx(rest + layers / 4 + layers / 30, rel=0.01)
 
 
-def test_receivers_are_to_be_shared_out_or_held_in_int8_not_both(tmp_path, shapes):
+def test_receivers_are_to_be_shared_out_or_quantised_not_both(tmp_path, shapes):
     memory = plan_training(squad(), Layout("squad", tmp_path), "shared", shapes).memory
     either, shared = (
         " ".join(plan._changes(squad(shard_receivers=shard), memory, memory.peak // 2))
@@ -291,7 +291,7 @@ def test_senders_are_counted_beside_receivers(tmp_path):
     experiment = load_experiment(PACKAGE.parent / "config" / "telepathy.yaml")
     hub, single = (
         plan_training(experiment, Layout("telepathy", tmp_path), wire, {}).memory
-        for wire in ("telepathy-llama-qwen-layer2-blind", "telepathy-llama-layer2-blind")
+        for wire in ("telepathy-llama-qwen-layer1-2-3-blind", "telepathy-llama-layer1-2-3-blind")
     )
     # Both receivers are senders as well, loaded by themselves.
     assert hub.senders == hub.receivers == single.receivers

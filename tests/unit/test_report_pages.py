@@ -341,12 +341,14 @@ def test_a_relay_is_a_grid_of_senders_and_receivers(series):
 def test_a_sweep_is_a_line_over_layers(series):
     (one, *_) = [own for own in series if own.method == "latent"]
     swept = [
-        Swept("a", layer, replace(one, receiver=receiver, target_ratio=4))
-        for layer in (2, 0)
+        Swept("a", layers, replace(one, receiver=receiver, target_ratio=4))
+        for layers in ((1, 2), (2,), (0,))
         for receiver in ("a", "b")
     ]
     (panel,) = draw_layers(swept).axes
-    assert [list(line.get_xdata()) for line in panel.lines] == [[0, 2], [0, 2]]
+    # Of each receiver a line of single layers, and a mark of every wire.
+    assert [list(line.get_xdata()) for line in panel.lines] == [[0, 1], [0, 1, 2]] * 2
+    assert [mark.get_text() for mark in panel.get_xticklabels()] == ["0", "2", "1, 2"]
 
 
 def test_a_legend_wider_than_the_panels_is_not_cut_off(series):

@@ -60,7 +60,7 @@ if EXPERIMENT.probe:
 if EXPERIMENT.senders:
     PAGES["telepathy"] = ("Telepathy", "F1 by sender and receiver")
 if EXPERIMENT.swept:
-    PAGES["layers"] = ("Telepathy", "F1 by the sender's layer")
+    PAGES["layers"] = ("Telepathy", "F1 by the sender's layers")
 FIGURES = [page for page in PAGES if page not in ("quality", "examples", "metrics")]
 
 # The module that runs a stage and the configuration keys that it reads. These and no others make
