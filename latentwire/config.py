@@ -67,12 +67,22 @@ class JsonData(Section):
     )
 
 
+_DATASET_REVISION = (
+    "Full commit hash of the dataset repository; of a repository with a loading script, of its "
+    "conversion to Parquet."
+)
+
+
 class HubData(Section):
     """A dataset of the Hugging Face hub at a pinned revision."""
 
     source: Literal["hub"] = Field("hub", description="Dataset from the hub or its local cache.")
-    dataset: Literal["squad", "squad_v2", "hotpotqa"] = Field("squad", description="Which dataset.")
-    revision: Commit = Field(description="Full commit hash of the dataset repository.")
+    dataset: Literal["squad", "squad_v2", "hotpotqa", "sst2", "ag_news", "trec"] = Field(
+        "squad",
+        description="Which dataset. The last three are classifications: a text, a question for its "
+        "label, and the label's name as the answer.",
+    )
+    revision: Commit = Field(description=_DATASET_REVISION)
     dev_share: float = Field(
         0.05, gt=0, lt=1, description="Share of the training articles held out as dev."
     )
@@ -698,10 +708,7 @@ class HubProbe(_ProbeSettings):
 
     source: Literal["hub"] = Field("hub", description="Dataset from the hub or its local cache.")
     dataset: Literal["sst2", "ag_news", "trec"] = Field("sst2", description="Which dataset.")
-    revision: Commit = Field(
-        description="Full commit hash of the dataset repository; of a repository with a loading "
-        "script, of its conversion to Parquet."
-    )
+    revision: Commit = Field(description=_DATASET_REVISION)
     dev_share: float = Field(
         0.1, gt=0, lt=1, description="Share of the training examples held out as dev."
     )

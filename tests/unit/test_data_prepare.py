@@ -372,7 +372,7 @@ class TestHub:
                 raise ConnectionError("Couldn't reach the Hub")
             return datasets.DatasetDict(
                 {
-                    split: datasets.Dataset.from_list(rows)
+                    split: datasets.Dataset.from_list(rows, stored.get("features"))
                     for split, rows in stored[arguments[0]].items()
                 }
             )
@@ -423,6 +423,30 @@ class TestHub:
         assert example.context == "A: First 9. Second.\nB: Third."
         assert (example.answers, example.task) == (["yes"], "hotpotqa")
         assert hub["asked"][0][1] == "distractor"
+
+    def test_classifications(self, layout, hub):
+        text, labels = datasets.Value("string"), datasets.ClassLabel(names=["ABBR", "NUM"])
+        hub["features"] = datasets.Features({"text": text, "coarse_label": labels})
+        hub["CogComp/trec"] = {
+            split: [{"text": f"{split} {n}?", "coarse_label": n % 2} for n in range(count)]
+            for split, count in (("train", 10), ("test", 3))
+        }
+        data = {"source": "hub", "dataset": "trec", "revision": REVISION, "dev_share": 0.2}
+        prepare(_experiment(data), layout)
+        examples = _read(layout)
+        assert {split: len(own) for split, own in examples.items()} == {
+            "train": 8,
+            "dev": 2,
+            "test": 3,
+        }
+        assert [example.context for example in examples["test"]] == [
+            "test 0?",
+            "test 1?",
+            "test 2?",
+        ]
+        assert [example.answers for example in examples["test"]] == [["ABBR"], ["NUM"], ["ABBR"]]
+        assert "(ABBR)" in examples["test"][0].question
+        assert len({e.passage_id for own in examples.values() for e in own}) == 13
 
     def test_out_of_reach(self, layout, hub):
         data = {"source": "hub", "dataset": "squad", "revision": REVISION}
