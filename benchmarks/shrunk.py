@@ -1,6 +1,6 @@
 """Whether experiments of full-size models run from data to report, with their models shrunk.
 
-    python benchmarks/shrunk.py config/squad-small.yaml config/squad.yaml
+    python benchmarks/shrunk.py config/{squad-small,squad,telepathy-squad}.yaml
 
 Each runs on the CPU under the name `<experiment>-shrunk`. Receivers, encoder and compressor are
 random models of the same architectures, few and narrow layers of them, with tokenizers and chat
@@ -141,7 +141,11 @@ def shrink(settings: dict[str, Any], layout: Layout, train: Path | None, test: P
         "data": {"source": "json", **{k: str(v) for k, v in files.items()}, "dev_share": 0.25},
         "receivers": receivers,
     }
-    settings["baselines"]["llmlingua2"] = str(make_classifier(folder / "llmlingua2", texts))
+    for variant in settings.get("variants", ()):
+        if senders := variant["wire"].get("senders"):
+            senders["layers"] = [SHAPE["num_hidden_layers"] - 1]
+    if "baselines" in settings:
+        settings["baselines"]["llmlingua2"] = str(make_classifier(folder / "llmlingua2", texts))
     path = folder / "config.yaml"
     write_text(path, yaml.safe_dump(settings, sort_keys=False))
     return path

@@ -75,6 +75,7 @@ def test_shipped_configurations():
         "config",
         "pocket-full",
         "telepathy",
+        "telepathy-squad",
         "ablations",
         "smoke",
         "squad",
