@@ -200,7 +200,12 @@ class Pretraining(Section):
         0.2, ge=0, description="Weight of naming the person at every value and every anchor."
     )
     lookup_loss_weight: float = Field(
-        0.3, ge=0, description="Weight of one head's attention from an answer to its value."
+        0.3, ge=0, description="Weight of attention from an answer to its value."
+    )
+    lookup_heads: Positive = Field(
+        1,
+        description="Heads of a layer that attend so (lookup_loss_weight); one with fewer takes "
+        "all.",
     )
     first_names: Positive = Field(8, description="Names in use at the start.")
     names_grow_after_steps: int = Field(200, ge=0, description="Steps with these names only.")

@@ -228,7 +228,7 @@ class PretrainingTask:
     Three aids together make a small model look a value up by the name of its owner; without them
     it guesses among the people whom a question fits, for thousands of steps. The names in use are
     few at first. A linear probe after the second layer must name the owner, at every value and
-    wherever an answer token is predicted. From there a head of the third layer is told where to
+    wherever an answer token is predicted. From there heads of the third layer are told where to
     look: at that token in the passage (supervised attention, arXiv 1609.04186).
     """
 
@@ -260,7 +260,11 @@ class PretrainingTask:
             "answer_loss": F.cross_entropy(answer_logits.float(), packed.target_ids),
             "text_loss": F.cross_entropy(rest_logits.float(), tokens[:, 1:][rest]),
             "owner_loss": self._owner_loss(layers[_AIDED_LAYER], columns, packed, passages),
-            "lookup_loss": F.cross_entropy(attention, columns, ignore_index=_NOWHERE),
+            "lookup_loss": F.cross_entropy(
+                attention.flatten(0, 1),
+                columns.repeat_interleave(attention.shape[1]),
+                ignore_index=_NOWHERE,
+            ),
         }
         # A mean over all tokens, in which those that are not answers weigh less.
         weight = settings.text_loss_weight * len(rest_logits) / len(answer_logits)
@@ -318,25 +322,27 @@ class PretrainingTask:
         return F.cross_entropy(logits, torch.cat([owners, owners]))
 
     def _attention_logits(self, hidden: Tensor, mask: Tensor, packed: PackedQuestions) -> Tensor:
-        """Attention logits `[T, P + Q]` of one head, where answer tokens are predicted.
+        """Attention logits `[T, H, P + Q]` of H heads, where answer tokens are predicted.
 
         Args:
-            hidden: what the head's layer reads, `[B, P + Q, D]`.
+            hidden: what the heads' layer reads, `[B, P + Q, D]`.
         """
         layer = self._model.model.layers[_AIDED_LAYER]
         size = layer.self_attn.head_dim
         normed = layer.input_layernorm(hidden)
-        # Heads lie one after another, and query head 0 reads key head 0, grouped or not.
+        # Heads lie one after another; where they are grouped, several queries read one key.
         query, key = (
-            projection(normed)[..., :size].unsqueeze(1)
+            projection(normed).unflatten(-1, (-1, size)).transpose(1, 2)
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)
         )
+        heads = torch.arange(min(self._settings.lookup_heads, query.shape[1]))
+        query, key = query[:, heads], key[:, heads * key.shape[1] // query.shape[1]]
         angles = self._model.model.rotary_emb(hidden, packed_positions(mask, packed))
-        query, key = (states.squeeze(1) for states in apply_rotary_pos_emb(query, key, *angles))
+        query, key = apply_rotary_pos_emb(query, key, *angles)
         rows, columns = packed.target_rows, mask.shape[1] + packed.target_columns
-        logits = torch.einsum("td,tkd->tk", query[rows, columns], key[rows]).float() * size**-0.5
-        visible = packed_attention_mask(mask, packed)[rows, 0, columns]
-        return logits.masked_fill(~visible, -torch.inf)
+        logits = torch.einsum("thd,thkd->thk", query[rows, :, columns], key[rows]).float()
+        visible = packed_attention_mask(mask, packed)[rows, :, columns]
+        return (logits * size**-0.5).masked_fill(~visible, -torch.inf)
 
     def _value_columns(self, ids: Tensor, packed: PackedQuestions) -> Tensor:
         """Where the passage holds each answer token, `[T]`; the end of sequence is nowhere."""

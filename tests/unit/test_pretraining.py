@@ -23,7 +23,8 @@ from latentwire.receivers.pretrain import (
 @pytest.fixture(params=["llama", "qwen"])
 def task(request):
     receiver = make_receiver(request.param)
-    return PretrainingTask(Experiment(), receiver.model, receiver.tokenizer)
+    experiment = Experiment(pretraining=Pretraining(lookup_heads=2))
+    return PretrainingTask(experiment, receiver.model, receiver.tokenizer)
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_value_columns_hold_the_answer_tokens(task, batch):
     assert torch.equal(~found, last)
 
 
-def test_the_aided_head_is_the_model_s_own(task, batch):
+def test_the_aided_heads_are_the_model_s_own(task, batch):
     ids, mask, packed = batch
     model = task.module["model"]
     model.set_attn_implementation("eager")
@@ -70,7 +71,7 @@ def test_the_aided_head_is_the_model_s_own(task, batch):
         )
         logits = task._attention_logits(output.hidden_states[2], mask, packed)
     columns = ids.shape[1] + packed.target_columns
-    expected = output.attentions[2][packed.target_rows, 0, columns]
+    expected = output.attentions[2][packed.target_rows, :2, columns]
     torch.testing.assert_close(logits.softmax(-1), expected, atol=1e-5, rtol=1e-4)
 
 
