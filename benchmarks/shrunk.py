@@ -143,7 +143,10 @@ def shrink(settings: dict[str, Any], layout: Layout, train: Path | None, test: P
     }
     for variant in settings.get("variants", ()):
         if senders := variant["wire"].get("senders"):
-            senders["layers"] = [SHAPE["num_hidden_layers"] - 1]
+            # A wire's name says which layers it reads.
+            before, layer = "-".join(map(str, senders["layers"])), SHAPE["num_hidden_layers"] - 1
+            variant["name"] = variant["name"].replace(f"layer{before}", f"layer{layer}")
+            senders["layers"] = [layer]
     if "baselines" in settings:
         settings["baselines"]["llmlingua2"] = str(make_classifier(folder / "llmlingua2", texts))
     path = folder / "config.yaml"
