@@ -67,6 +67,7 @@ class JsonData(Section):
     )
 
 
+_Classification = Literal["sst2", "ag_news", "trec"]
 _DATASET_REVISION = (
     "Full commit hash of the dataset repository; of a repository with a loading script, of its "
     "conversion to Parquet."
@@ -77,7 +78,7 @@ class HubData(Section):
     """A dataset of the Hugging Face hub at a pinned revision."""
 
     source: Literal["hub"] = Field("hub", description="Dataset from the hub or its local cache.")
-    dataset: Literal["squad", "squad_v2", "hotpotqa", "sst2", "ag_news", "trec"] = Field(
+    dataset: Literal["squad", "squad_v2", "hotpotqa", _Classification] = Field(
         "squad",
         description="Which dataset. The last three are classifications: a text, a question for its "
         "label, and the label's name as the answer.",
@@ -712,7 +713,7 @@ class HubProbe(_ProbeSettings):
     """A classification dataset of the Hugging Face hub at a pinned revision."""
 
     source: Literal["hub"] = Field("hub", description="Dataset from the hub or its local cache.")
-    dataset: Literal["sst2", "ag_news", "trec"] = Field("sst2", description="Which dataset.")
+    dataset: _Classification = Field("sst2", description="Which dataset.")
     revision: Commit = Field(description=_DATASET_REVISION)
     dev_share: float = Field(
         0.1, gt=0, lt=1, description="Share of the training examples held out as dev."

@@ -377,13 +377,13 @@ def draw_layers(swept: Sequence[Swept]) -> Figure:
     receivers = sorted({own.series.receiver for own in shown})
     figure, panels = _panels(len(senders))
     for axes, sender in zip(panels, senders, strict=True):
-        own = sorted((own for own in shown if own.sender == sender), key=lambda own: own.place)
-        names = [*dict.fromkeys(one.name for one in own)]
+        sent = sorted((own for own in shown if own.sender == sender), key=lambda own: own.place)
+        names = [*dict.fromkeys(own.name for own in sent)]
         for receiver, marker, style in zip(receivers, RATIO_MARKERS, itertools.cycle(LINE_STYLES)):
-            read = [one for one in own if one.series.receiver == receiver]
-            places = [names.index(one.name) for one in read]
-            scores = [one.series.quality["relative_f1"].number for one in read]
-            num_single = sum(len(one.layers) == 1 for one in read)
+            read = [own for own in sent if own.series.receiver == receiver]
+            places = [names.index(own.name) for own in read]
+            scores = [own.series.quality["relative_f1"].number for own in read]
+            num_single = sum(len(own.layers) == 1 for own in read)
             (line,) = axes.plot(places[:num_single], scores[:num_single], linestyle=style)
             axes.plot(
                 places, scores, marker=marker, linestyle="", color=line.get_color(), label=receiver

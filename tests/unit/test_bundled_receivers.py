@@ -146,10 +146,13 @@ def test_a_quantised_receiver_answers_nearly_as_the_whole_one_and_teaches(
     assert {weight.dtype for weight in small_matrices} == {held_as}
     assert len(small_matrices) == len(matrices) > 20
     assert small.model.lm_head.weight.dtype == torch.bfloat16
-    whole_right, _ = right_and_gradient(whole, passages)
+    whole_right, whole_gradient = right_and_gradient(whole, passages)
     right, gradient = right_and_gradient(small, passages)
     assert whole_right > 0.92
     assert right >= whole_right - loss
+    # Four bits get other tokens wrong, and teach about those.
+    if dtype == "int8":
+        assert torch.nn.functional.cosine_similarity(gradient, whole_gradient, dim=0) > 0.95
     planned = frozen_bytes(whole.model.bfloat16(), dtype)
     assert small.model.get_memory_footprint() == pytest.approx(planned, rel=0.02)
     # What it teaches is the gradient of the weights that it holds.

@@ -181,6 +181,12 @@ def test_receivers_are_to_be_shared_out_or_quantised_not_both(tmp_path, shapes):
     assert "shard_receivers" in either
     assert "receivers.1.dtype: int8" in either
     assert "int8" not in shared
+    experiment = squad()
+    halved = [own.model_copy(update={"dtype": "int8"}) for own in experiment.receivers]
+    experiment = experiment.model_copy(update={"receivers": halved})
+    further = " ".join(plan._changes(experiment, memory, memory.peak // 2))
+    assert "receivers.1.dtype: nf4" in further
+    assert "shard_receivers" not in further
 
 
 def test_checkpointing_keeps_the_input_of_each_layer(tmp_path, shapes):
