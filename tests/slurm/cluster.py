@@ -122,6 +122,11 @@ class Cluster:
         nodes = self.run("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N")
         return set(nodes.split())
 
+    @property
+    def log(self) -> str:
+        """What the controller has logged."""
+        return (self.folder / "log/slurmctld.log").read_text()
+
     def _start_munge(self) -> None:
         key = self.folder / "munge.key"
         key.touch(0o600)

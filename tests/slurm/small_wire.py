@@ -34,10 +34,13 @@ class Workflow:
         self.results = path / "results/smoke"
         self.wires, self.expected = self.results / "wires", path / "expected"
         self.logs, self.log = path / "results/slurm_logs", path / "snakemake.log"
+        self._running: list[subprocess.Popen] = []
 
     def forget(self) -> None:
         """Makes the workflow train its wires anew."""
-        for folder in (self.wires, self.results / ".state", self.logs):
+        # A Snakemake that was killed leaves its lock.
+        locks = self.path / ".snakemake/locks"
+        for folder in (self.wires, self.results / ".state", self.logs, locks):
             shutil.rmtree(folder, ignore_errors=True)
         self.log.unlink(missing_ok=True)
 
@@ -53,13 +56,20 @@ class Workflow:
                 stdout=log,
                 stderr=log,
             )
+        self._running.append(process)
         try:
             yield process
         finally:
             process.kill()
             process.wait()
+            self._running.remove(process)
             # Shown where the test fails.
             print(self.log.read_text())
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a Snakemake has ended with an error."""
+        return any(process.poll() not in (None, 0) for process in self._running)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs a Python module to its end."""
@@ -102,7 +112,12 @@ class Training:
 
     def wait_for(self, step: int) -> None:
         """Waits until a trainer is past a step."""
-        wait_for(lambda: self.step >= step and self.processes, f"step {step}", START_SECONDS)
+
+        def is_past() -> bool:
+            assert not self._workflow.has_failed, "Snakemake has ended"
+            return self.step >= step and bool(self.processes)
+
+        wait_for(is_past, f"step {step}", START_SECONDS)
 
     def signal(self, number: signal.Signals) -> None:
         """Signals the trainer, the first if there are two, and the processes that it started.

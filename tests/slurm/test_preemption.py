@@ -15,6 +15,10 @@ from small_wire import CONFIG, PROFILE, START_SECONDS, STEPS, Training
 def _clean(workflow, cluster):
     workflow.forget()
     yield
+    # Shown where the test fails.
+    for path in sorted(workflow.logs.rglob("*.log")):
+        print(f"{path}:\n{path.read_text()[-3000:]}")
+    print(cluster.log[-3000:])
     for job in cluster.jobs():
         cluster.run("scancel", job)
     wait_for(lambda: not cluster.jobs(), "the jobs to end", 60)
