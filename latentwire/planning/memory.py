@@ -99,7 +99,7 @@ def step_memory(models: Models, experiment: Experiment, shape: StepShape) -> Ste
     """Memory of a training's largest step. Call it, and make the models, under FakeTensorMode.
 
     Args:
-        models: they lose all of their layers but one.
+        models: they lose all of their layers but two.
         experiment: as the wire sees it.
         shape: of that step.
     """
@@ -115,7 +115,7 @@ def step_memory(models: Models, experiment: Experiment, shape: StepShape) -> Ste
 
 
 class _Step:
-    """A step as `WireTask` makes it, of one layer of each model."""
+    """A step as `WireTask` makes it, of two layers of each model."""
 
     def __init__(
         self, wire: Wire, receivers: Mapping[str, PreTrainedModel], settings: Training
@@ -124,11 +124,12 @@ class _Step:
         # Which targets are the first of an answer is not known without values.
         self._settings = settings.model_copy(update={"k_token_depth": 0, "first_token_weight": 0.0})
         self._layers = [
-            _OneLayer(model, self._live) for model in (wire.encoder.backbone, *receivers.values())
+            _FewLayers(model, self._live) for model in (wire.encoder.backbone, *receivers.values())
         ]
         if settings.checkpoint_activations:
-            for model in (wire.encoder.backbone, *receivers.values()):
-                checkpoint_layers(model)
+            checkpoint_layers(wire.encoder.backbone)
+            for name, model in receivers.items():
+                _receiver(name, model, 0).checkpoint_activations()
 
     def run(self, shape: StepShape, kl: bool = True) -> StepMemory:
         live, wire, encoder_layers = self._live, self._wire, self._layers[0]
@@ -145,7 +146,7 @@ class _Step:
                     kept.append(live.now + kept_by_others())
                     return {"loss": loss}
 
-                def kept_by_others(own: _OneLayer = layers) -> int:
+                def kept_by_others(own: _FewLayers = layers) -> int:
                     return encoder_layers.kept_by_others + own.kept_by_others
 
                 live.peak = live.now
@@ -194,8 +195,10 @@ class _Step:
         return loss
 
 
-class _OneLayer:
-    """Cuts a model down to one layer, and counts what the others would take.
+class _FewLayers:
+    """Cuts a model down to its first two layers, and counts what the others would take.
+
+    All are like the first but for the last one, which may do less.
 
     Attributes:
         kept_by_others: bytes that they would keep for the backward pass.
@@ -210,10 +213,10 @@ class _OneLayer:
             and all(isinstance(layer, GradientCheckpointingLayer) for layer in module)
         )
         self.kept_by_others = 0
-        self._live, self._num_others = live, len(layers) - 1
-        trained = (p.numel() for p in layers[1:].parameters() if p.requires_grad)
+        self._live, self._num_others = live, max(0, len(layers) - 2)
+        trained = (p.numel() for p in layers[2:].parameters() if p.requires_grad)
         self.gradients_of_others = FLOAT32_BYTES * sum(trained)
-        del layers[1:]
+        del layers[2:]
         layers[0].register_forward_pre_hook(self._enter)
         layers[0].register_forward_hook(self._leave)
 

@@ -5,7 +5,7 @@ Shapes: B sources, S source positions, Q packed question positions, T answer tok
 D embedding width, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -76,11 +76,12 @@ class Receiver:
         self._embed = cast(nn.Embedding, model.get_input_embeddings())
         eos = model.generation_config.eos_token_id if model.generation_config else None
         # Attention modules of transformers multiply their logits by this attribute.
-        self._attention_scalings: list[tuple[Any, float]] = [
-            (module, cast(float, module.scaling))
+        self._attentions: list[Any] = [
+            module
             for module in model.modules()
             if isinstance(getattr(module, "scaling", None), float)
         ]
+        self._last_mlp: Any = getattr(cast(Any, model).model.layers[-1], "mlp", None)
         self.stop_ids = {tokenizer.eos_token_id, *([eos] if isinstance(eos, int) else eos or [])}
 
     @property
@@ -128,12 +129,12 @@ class Receiver:
         Raises:
             UserError: if the model's attention has no scaling that could be changed.
         """
-        if sharpness != 1 and not self._attention_scalings:
+        if sharpness != 1 and not self._attentions:
             raise UserError(
                 f"the attention of receiver {self.name!r} cannot be softened; set "
                 "training.softening to 0"
             )
-        with _scaled([(own, sharpness * scaling) for own, scaling in self._attention_scalings]):
+        with _set([(own, "scaling", sharpness * own.scaling) for own in self._attentions]):
             yield
 
     def checkpoint_activations(self) -> None:
@@ -141,8 +142,11 @@ class Receiver:
         checkpoint_layers(self.model, self._now_and_again)
 
     def _now_and_again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """Contexts of a layer and of its repetition, when attention is softened no longer."""
-        return nullcontext(), _scaled([(own, own.scaling) for own, _ in self._attention_scalings])
+        """Contexts of a layer and of its repetition, which takes place when blocks have ended."""
+        now = [(own, "scaling", own.scaling) for own in self._attentions]
+        if self._last_mlp is not None:
+            now.append((self._last_mlp, "forward", self._last_mlp.forward))
+        return nullcontext(), _set(now)
 
     @torch.no_grad()
     def generate(
@@ -220,7 +224,8 @@ class Receiver:
         head = self._embed(head_ids).expand(len(source.mask), -1, -1)
         source_embeddings = source.embeddings.to(head.dtype)
         mask = self._prefix_mask(source)
-        with self._deepened(source, packed):
+        places = packed.target_rows, mask.shape[1] + packed.target_columns
+        with self._deepened(source, packed), self._ending_at(*places):
             output = self.model.model(
                 inputs_embeds=torch.cat([head, source_embeddings, self._embed(packed.ids)], dim=1),
                 attention_mask=_attention_bias(packed_attention_mask(mask, packed), head.dtype),
@@ -243,6 +248,13 @@ class Receiver:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _ending_at(self, rows: Tensor, columns: Tensor) -> AbstractContextManager:
+        """Has the last layer's MLP, after which positions no longer meet, compute these alone."""
+        mlp = self._last_mlp
+        if mlp is None:
+            return nullcontext()
+        return _set([(mlp, "forward", partial(_apply_at, rows, columns, mlp.forward))])
 
     def _head(self, hidden: Tensor, num_prefix: int, packed: PackedQuestions) -> Tensor:
         return self.model.lm_head(
@@ -377,16 +389,32 @@ def _attention_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def _scaled(scalings: Sequence[tuple[Any, float]]) -> Iterator[None]:
-    """Sets the scaling of attention modules for the length of a block."""
-    before = [attention.scaling for attention, _ in scalings]
-    for attention, scaling in scalings:
-        attention.scaling = scaling
+def _set(values: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Sets attributes of objects for the length of a block."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
+    for owner, name, value in values:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for (attention, _), scaling in zip(scalings, before, strict=True):
-            attention.scaling = scaling
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def _apply_at(
+    rows: Tensor,
+    columns: Tensor,
+    forward: Callable[..., Any],
+    hidden: Tensor,
+    *more: Any,
+    **named: Any,
+) -> Any:
+    """What a module that works position by position gives at some of them; zero elsewhere."""
+    # Some experts want to know more than the hidden states, or tell more.
+    output = None if more or named else forward(hidden[rows, columns][None])
+    if not isinstance(output, Tensor):
+        return forward(hidden, *more, **named)
+    return output.new_zeros(hidden.shape).index_put((rows, columns), output[0])
 
 
 def _add_to_input(

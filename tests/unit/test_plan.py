@@ -358,7 +358,7 @@ def test_the_verb_tells_what_a_training_takes(capsys, prepared):
 
 def test_the_verb_refuses_what_cannot_fit_and_says_what_to_change(capsys, prepared):
     _, layout = prepared
-    plan = ("plan", "--memory-gib", "0.2", "--flops", "1e9")
+    plan = ("plan", "--memory-gib", "0.18", "--flops", "1e9")
     code, out, err = run(capsys, layout, *plan)
     assert code == cli.USER_ERROR
     assert "GiB at the peak of 0.2" in out

@@ -159,6 +159,48 @@ def test_softening_scales_attention_logits_and_ends_with_its_block(receiver):
     assert not torch.allclose(soft, sharp, atol=1e-3)
 
 
+def test_the_last_mlp_computes_where_something_is_predicted_alone(receiver):
+    packed, computed = pack(receiver), []
+    source = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
+    hooks = [
+        layer.mlp.down_proj.register_forward_pre_hook(
+            lambda _, args: computed.append(args[0].shape[:2].numel())
+        )
+        for layer in receiver.model.model.layers
+    ]
+    receiver.answer_logits(source, packed)
+    for hook in hooks:
+        hook.remove()
+    everywhere = packed.ids.numel() + source.mask.numel()
+    everywhere += len(CONTEXTS) * len(receiver.prompt.head_ids)
+    assert computed == [everywhere] * (len(hooks) - 1) + [len(packed.target_ids)]
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_experts_that_take_or_give_more_see_every_position(receiver, is_taken):
+    packed = pack(receiver)
+    source = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
+    model, shapes = copy.deepcopy(receiver.model), []
+    experts = model.model.layers[-1].mlp
+    whole = experts.forward
+
+    def forward(hidden, more=None):
+        shapes.append(hidden.shape)
+        return whole(hidden) if is_taken else (whole(hidden), more)
+
+    experts.forward = forward
+    if is_taken:
+        experts.register_forward_pre_hook(
+            lambda _, args, named: (args, named | {"more": 1}), with_kwargs=True
+        )
+    else:
+        experts.register_forward_hook(lambda _, __, output: output[0])
+    own = Receiver(receiver.name, model, receiver.tokenizer, receiver.prompt)
+    expected = receiver.answer_logits(source, packed)
+    torch.testing.assert_close(own.answer_logits(source, packed), expected, atol=1e-4, rtol=1e-4)
+    assert shapes[-1][0] == len(CONTEXTS)
+
+
 def test_receiver_is_frozen(receiver):
     assert not receiver.model.training
     assert not any(parameter.requires_grad for parameter in receiver.model.parameters())
