@@ -24,7 +24,9 @@ import random
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +42,7 @@ from latentwire.cluster.machine import computing_facts, matmul_flops
 from latentwire.config import Experiment
 from latentwire.configuration import load_experiment
 from latentwire.layout import Layout
-from latentwire.planning.cost import Work, model_flops
+from latentwire.planning.cost import ModelShape, Work, model_flops
 from latentwire.planning.models import model_shape
 from latentwire.receivers.loading import load_receiver
 from latentwire.receivers.receiver import Receiver
@@ -98,9 +100,10 @@ class Calls:
         self._read, self._latents = wire.encoder.read, wire.encoder.latents
         # Methods of their own, unlike what a module is called for.
         vars(wire.encoder).update(read=self._note_read, latents=self._note_latents)
-        for model in (cast(Any, receiver.model) for receiver in receivers):
+        for receiver in receivers:
+            model, note = cast(Any, receiver.model), partial(self._note_receiver, receiver)
             for module in (model.model, model.lm_head):
-                module.register_forward_pre_hook(self._note_receiver, with_kwargs=True)
+                module.register_forward_pre_hook(note, with_kwargs=True)
 
     def _note_read(self, *arguments: Tensor) -> EncodedSources:
         self._last_read = arguments
@@ -108,13 +111,16 @@ class Calls:
 
     def _note_latents(self, sources: EncodedSources, groups: Tensor) -> tuple[Tensor, Tensor]:
         if self.is_noting:
-            backbone, project = self._encoder.backbone, self._encoder.project
+            (rows, length), project = self._last_read[0].shape[:2], self._encoder.project
             self._note(
                 "encoder",
                 self._encode,
                 self._encoder,
                 ((*self._last_read, groups), {}),
-                [(backbone, self._last_read[0].shape), (project, groups.sum())],
+                [
+                    (model_shape(self._encoder.backbone), _layers(rows, length)),
+                    (ModelShape(project.weight.numel(), 0, 0, 0), Work(int(groups.sum()), 0)),
+                ],
             )
         return self._latents(sources, groups)
 
@@ -122,20 +128,30 @@ class Calls:
         *read, groups = arguments
         return self._latents(self._read(*read), groups)[0]
 
-    def _note_receiver(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _note_receiver(self, receiver: Receiver, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self.is_noting:
-            read = kwargs["inputs_embeds"].shape if kwargs else len(args[0])
+            if kwargs:
+                work = _layers(*kwargs["inputs_embeds"].shape[:2])
+            else:
+                work = Work(0, 0, predictions=len(args[0]))
             # Nothing but a teacher, or a guard without message, reads without gradients.
             part = "receivers" if torch.is_grad_enabled() else "teachers"
-            self._note(part, module, module, (args, kwargs), [(module, read)])
+            _, again = receiver._now_and_again()
+            forward = partial(_within, again, module)
+            self._note(part, forward, module, (args, kwargs), [(model_shape(receiver.model), work)])
 
     def _note(
-        self, part: str, forward: Any, module: nn.Module, arguments: Any, work: Sequence[Any]
+        self,
+        part: str,
+        forward: Callable[..., Any],
+        module: nn.Module,
+        arguments: Any,
+        work: Sequence[tuple[ModelShape, Work]],
     ) -> None:
         weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
         goes_back = torch.is_grad_enabled()
         passes = 1 + goes_back + bool(weights)
-        flops = sum(_flops(own, read, passes) for own, read in work)
+        flops = sum(model_flops(shape, own, passes) for shape, own in work)
         cut_off = tree_map(_cut_off, arguments)
         self.noted.append(Call(part, forward, weights, cut_off, goes_back, flops))
 
@@ -272,12 +288,13 @@ class PlainLoop:
         return output.logits, targets, output.loss
 
 
-def _flops(module: nn.Module, read: Any, passes: int) -> float:
-    """Operations of a linear layer, given its rows, or of all layers, given the shape they read."""
-    if isinstance(module, nn.Linear):
-        return 2 * passes * module.weight.numel() * int(read)
-    batch, length = read[:2]
-    return model_flops(model_shape(module), Work(batch * length, batch * length**2), passes)
+def _layers(rows: int, length: int) -> Work:
+    return Work(rows * length, rows * length**2)
+
+
+def _within(context: AbstractContextManager, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    with context:
+        return forward(*args, **kwargs)
 
 
 def _is_differentiable(value: Any) -> bool:

@@ -25,6 +25,8 @@ class ModelShape:
         attention_dim: width of a layer's attention heads side by side.
         hidden_size: width of a token's state.
         vocabulary: tokens that the language-model head tells apart; 0 without a head.
+        ending_parameters: those of the layers' weights that work where something is predicted
+            alone, in the last layer of a receiver.
     """
 
     layer_parameters: int
@@ -32,6 +34,7 @@ class ModelShape:
     attention_dim: int
     hidden_size: int
     vocabulary: int = 0
+    ending_parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,9 @@ def model_flops(shape: ModelShape, work: Work, passes: int) -> float:
         work: what it reads.
         passes: 1 is forward alone, 2 with gradients of inputs, 3 with those of weights too.
     """
-    weights = shape.layer_parameters * work.tokens
-    weights += shape.hidden_size * shape.vocabulary * work.predictions
+    weights = (shape.layer_parameters - shape.ending_parameters) * work.tokens
+    ending = shape.ending_parameters + shape.hidden_size * shape.vocabulary
+    weights += ending * work.predictions
     # Scores and sums of values; neither has weights, so that their backward pass is always whole.
     attention = 4 * shape.num_layers * shape.attention_dim * work.squares
     return 2 * passes * weights + (attention if passes == 1 else 3 * attention)

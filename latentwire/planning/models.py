@@ -76,12 +76,14 @@ def model_shape(model: Any) -> ModelShape:
     layers = model.model if has_head else model
     embeddings = model.get_input_embeddings().weight.numel()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    last_mlp = getattr(layers.layers[-1], "mlp", None) if has_head else None
     return ModelShape(
         num_parameters(layers) - embeddings,
         config.num_hidden_layers,
         config.num_attention_heads * head_dim,
         config.hidden_size,
         config.vocab_size if has_head else 0,
+        num_parameters(last_mlp) if last_mlp is not None else 0,
     )
 
 

@@ -74,11 +74,11 @@ SHAPES = {
 
 
 def test_operations_are_those_that_a_pencil_finds():
-    # A layer of 10 weights, heads of width 4, an embedding of width 3 and 7 tokens.
-    shape = ModelShape(10, num_layers=1, attention_dim=4, hidden_size=3, vocabulary=7)
+    # A layer of 10 weights, 6 of its MLP, heads of width 4, an embedding of width 3 and 7 tokens.
+    shape = ModelShape(10, 1, attention_dim=4, hidden_size=3, vocabulary=7, ending_parameters=6)
     # Two rows of 5 and 3 positions, one of which is predicted at.
     work = Work(tokens=8, squares=25 + 9, predictions=1)
-    weights, attention = 2 * (10 * 8 + 3 * 7), 2 * 2 * 4 * 34
+    weights, attention = 2 * (4 * 8 + 6 + 3 * 7), 2 * 2 * 4 * 34
     assert model_flops(shape, work, passes=1) == weights + attention
     assert model_flops(shape, work, passes=2) == 2 * weights + 3 * attention
     assert model_flops(shape, work, passes=3) == 3 * weights + 3 * attention
