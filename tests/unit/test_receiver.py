@@ -1,10 +1,13 @@
 """Packed reading and generation against one question at a time."""
 
 import copy
+import threading
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from huggingface_hub import constants
 from samples import ANSWERS, CONTEXTS, QUESTIONS
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -211,6 +214,37 @@ def test_a_model_of_another_build_is_refused(tmp_path):
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="GPT2LMHeadModel, which cannot be a receiver"):
         open_model(str(tmp_path), None, "float32")
+
+
+class GatedHub(BaseHTTPRequestHandler):
+    """Answers as the hub does where a licence has not been accepted."""
+
+    def do_HEAD(self):
+        self.send_response(401)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "Access to model meta/llama is restricted.")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_gated_model_without_a_token_says_how_to_get_it(tmp_path, monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), GatedHub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{hub.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        with pytest.raises(UserError, match="meta/llama") as refusal:
+            open_model("meta/llama", "0" * 40, "float32")
+        hub.shutdown()
+    assert "gated repo" in str(refusal.value)
+    assert "`hf auth login` and the licence accepted" in str(refusal.value)
 
 
 def test_answers_end_with_eos_and_carry_the_anchor_space(receiver):
