@@ -1,5 +1,7 @@
 """What a stage runs on: hardware, how fast it is, and the versions of what computes."""
 
+import contextlib
+import ctypes
 import hashlib
 import os
 import platform
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
 # The packages whose versions may move the numbers of a training.
 COMPUTING = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+# mallopt(3): free memory at the end of the heap is given back from so many bytes on, none with -1;
+# what is larger than this lies outside the heap, and is always given back.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_MMAP_THRESHOLD = 32 << 20
 
 
 def computing_facts() -> dict[str, Any]:
@@ -48,6 +54,18 @@ def hardware() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": gpu_names(),
     }
+
+
+def keep_freed_memory() -> None:
+    """Has this process keep the memory that it frees, for what it takes next, where libc is glibc.
+
+    What is given back comes again slowly, page by page, to a virtual machine from its host. A
+    training takes and frees the same memory in every step.
+    """
+    with contextlib.suppress(OSError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_M_TRIM_THRESHOLD, -1)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
 
 
 def gpu_names() -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from latentwire.cluster.machine import keep_freed_memory
 from latentwire.errors import Interrupted
 from latentwire.training.optimisers import learning_rate_factor, make_optimisers
 from latentwire.training.parts import WHOLE, Counts, Losses, Part, add_gradients, own_parts
@@ -86,6 +87,7 @@ def fit(task: Task, schedule: Schedule, state: StateDirectory) -> Path:
         Interrupted: after TERM, INT or USR1, once the state is saved at a step boundary.
         UserError: if the saved state cannot be continued, or none can be saved.
     """
+    keep_freed_memory()
     parameters = [(name, p) for name, p in task.module.named_parameters() if p.requires_grad]
     optimisers = make_optimisers(
         parameters,

@@ -2,12 +2,16 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
+import platform
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from test_files import room_for
@@ -285,3 +289,24 @@ def test_learning_rate_schedule():
     assert factors[9] == factors[50] == 1
     assert factors[75] == pytest.approx(0.5)
     assert 0 < factors[99] < 0.03
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries take no such order")
+def test_a_training_keeps_the_memory_that_a_step_frees(tmp_path):
+    """In a process of its own: there is no way back."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        before, after = pool.submit(_train_and_free, tmp_path).result()
+    assert before < 100e6 < 300e6 < after
+
+
+def _train_and_free(path):
+    def freed_bytes_that_are_kept():
+        held = psutil.Process().memory_info().rss
+        blocks = [torch.ones(5_000_000) for _ in range(20)]
+        del blocks
+        return psutil.Process().memory_info().rss - held
+
+    before = freed_bytes_that_are_kept()
+    with open_state(path / "run") as state:
+        fit(Toy(), SCHEDULE, state)
+    return before, freed_bytes_that_are_kept()
