@@ -49,7 +49,7 @@ def draw_step(axes: Axes, outcome: dict[str, Any]) -> None:
     for name, key in (("step", "step"), ("straightforward loop", "straightforward")):
         axes.barh(name, outcome[key]["seconds"], color="#777777")
     axes.invert_yaxis()
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     axes.set(title=f"A step, {outcome['questions_per_step']:.0f} questions", xlabel="seconds")
 
 
@@ -66,6 +66,8 @@ def draw_prefill(axes: Axes, outcome: dict[str, Any]) -> None:
     for way, marker in (("text", "o"), ("latents", "s"), ("encode", "^")):
         seconds = [1000 * row[f"{way}_seconds"] for row in rows]
         axes.loglog(tokens, seconds, marker=marker, label=way)
+    axes.set_xticks(tokens, [f"{count:,}" for count in tokens])
+    axes.minorticks_off()
     axes.legend()
     axes.set(title=f"Until the first token, {name}", xlabel="tokens of text", ylabel="milliseconds")
 
