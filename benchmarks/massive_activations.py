@@ -3,7 +3,7 @@
 Two wires are trained alike, one on the sender as it is, and one on states of which one channel is
 multiplied where they leave the sender. Prints JSON: F1 of both on test, relative to the text's.
 
-    python benchmarks/massive_activations.py results/pocket-full --wire telepathy-qwen-layer2-blind
+    python benchmarks/massive_activations.py results/telepathy --wire telepathy-qwen-layer2-blind
 """
 
 import argparse
@@ -44,9 +44,7 @@ def main() -> None:
     parser.add_argument("--wire", required=True, help="a wire of it with a sender")
     parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
-    whole = load_experiment(
-        options.results / "config.yaml", {"evaluation.methods": ["text"]}
-    ).of_wire(options.wire)
+    whole = load_experiment(options.results / "config.yaml").of_wire(options.wire)
     training = whole.training.model_copy(update={"steps": options.steps})
     experiment = whole.model_copy(update={"training": training})
     torch.set_num_threads(experiment.threads)
