@@ -15,6 +15,7 @@ from latentwire.errors import UserError
 from latentwire.layout import Layout
 from latentwire.planning.cost import ModelShape
 from latentwire.receivers.loading import BUNDLED, DESCRIPTION, model_location
+from latentwire.receivers.receiver import ending_mlps
 from latentwire.wire.description import ReceiverFacts
 from latentwire.wire.wire import Wire
 
@@ -76,14 +77,13 @@ def model_shape(model: Any) -> ModelShape:
     layers = model.model if has_head else model
     embeddings = model.get_input_embeddings().weight.numel()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    last_mlp = getattr(layers.layers[-1], "mlp", None) if has_head else None
     return ModelShape(
         num_parameters(layers) - embeddings,
         config.num_hidden_layers,
         config.num_attention_heads * head_dim,
         config.hidden_size,
         config.vocab_size if has_head else 0,
-        num_parameters(last_mlp) if last_mlp is not None else 0,
+        sum(map(num_parameters, ending_mlps(layers.layers))) if has_head else 0,
     )
 
 

@@ -81,7 +81,7 @@ class Receiver:
             for module in model.modules()
             if isinstance(getattr(module, "scaling", None), float)
         ]
-        self._last_mlp: Any = getattr(cast(Any, model).model.layers[-1], "mlp", None)
+        self._ending = ending_mlps(model.model.layers)
         self.stop_ids = {tokenizer.eos_token_id, *([eos] if isinstance(eos, int) else eos or [])}
 
     @property
@@ -119,8 +119,8 @@ class Receiver:
 
     def answer_logits(self, source: Source, packed: PackedQuestions) -> Tensor:
         """Logits `[T, V]` at the positions that predict each answer token, and only there."""
-        hidden, num_prefix, _ = self._read(source, packed)
-        return self._head(hidden, num_prefix, packed)
+        hidden, _ = self._read(source, packed)
+        return self.model.lm_head(hidden).float()
 
     @contextmanager
     def softened(self, sharpness: float) -> Iterator[None]:
@@ -144,8 +144,7 @@ class Receiver:
     def _now_and_again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """Contexts of a layer and of its repetition, which takes place when blocks have ended."""
         now = [(own, "scaling", own.scaling) for own in self._attentions]
-        if self._last_mlp is not None:
-            now.append((self._last_mlp, "forward", self._last_mlp.forward))
+        now += [(mlp, "forward", mlp.forward) for mlp in self._ending]
         return nullcontext(), _set(now)
 
     @torch.no_grad()
@@ -177,17 +176,18 @@ class Receiver:
         """Reads sources, and token ids of the questions of each, to answer and to score."""
         # An answer of one token takes no position: only the questions are packed.
         packed = self.pack([[(ids, [self.pad_id]) for ids in row] for row in questions])
-        hidden, num_prefix, cache = self._read(source, packed, use_cache=True)
+        hidden, cache = self._read(source, packed, use_cache=True)
+        mask = self._prefix_mask(source)
         rows, columns = packed.target_rows, packed.target_columns
         positions = packed_positions(self._prefix_spacing(source), packed)
         return Reading(
             self,
             cache,
-            packed_segments(self._prefix_mask(source), packed),
+            packed_segments(mask, packed),
             rows,
             packed.segments[rows, columns],
-            positions[rows, num_prefix + columns],
-            self.model.lm_head(hidden[rows, num_prefix + columns]),
+            positions[rows, mask.shape[1] + columns],
+            self.model.lm_head(hidden),
         )
 
     def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
@@ -218,21 +218,29 @@ class Receiver:
         source: Source,
         packed: PackedQuestions,
         use_cache: bool = False,
-    ) -> tuple[Tensor, int, Any]:
-        """Runs the model over prefix and questions; `(hidden [B, P + Q, D], P, cache)`."""
+    ) -> tuple[Tensor, Any]:
+        """Runs the model over prefix and questions.
+
+        Returns:
+            Hidden states `[T, D]` at the positions that predict, alone, and the cache.
+        """
         head_ids = torch.tensor(self.prompt.head_ids, dtype=torch.long, device=self.device)
         head = self._embed(head_ids).expand(len(source.mask), -1, -1)
         source_embeddings = source.embeddings.to(head.dtype)
         mask = self._prefix_mask(source)
         places = packed.target_rows, mask.shape[1] + packed.target_columns
-        with self._deepened(source, packed), self._ending_at(*places):
+        # Behind the last attention positions meet no more, and the others are read by nobody.
+        ending = [
+            (mlp, "forward", partial(_apply_at, *places, mlp.forward)) for mlp in self._ending
+        ]
+        with self._deepened(source, packed), _set(ending):
             output = self.model.model(
                 inputs_embeds=torch.cat([head, source_embeddings, self._embed(packed.ids)], dim=1),
                 attention_mask=_attention_bias(packed_attention_mask(mask, packed), head.dtype),
                 position_ids=packed_positions(self._prefix_spacing(source), packed),
                 use_cache=use_cache,
             )
-        return output.last_hidden_state, mask.shape[1], output.past_key_values
+        return output.last_hidden_state[places], output.past_key_values
 
     @contextmanager
     def _deepened(self, source: Source, packed: PackedQuestions) -> Iterator[None]:
@@ -248,18 +256,6 @@ class Receiver:
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def _ending_at(self, rows: Tensor, columns: Tensor) -> AbstractContextManager:
-        """Has the last layer's MLP, after which positions no longer meet, compute these alone."""
-        mlp = self._last_mlp
-        if mlp is None:
-            return nullcontext()
-        return _set([(mlp, "forward", partial(_apply_at, rows, columns, mlp.forward))])
-
-    def _head(self, hidden: Tensor, num_prefix: int, packed: PackedQuestions) -> Tensor:
-        return self.model.lm_head(
-            hidden[packed.target_rows, num_prefix + packed.target_columns]
-        ).float()
 
 
 @dataclass
@@ -381,6 +377,12 @@ class Reading:
         """Drops the keys and values that were added last."""
         if count:
             self.cache.crop(-count)
+
+
+def ending_mlps(layers: nn.ModuleList) -> list[Any]:
+    """The MLP that ends a receiver's layers; none if the last one has it by another name."""
+    mlp = getattr(layers[-1], "mlp", None)
+    return [] if mlp is None else [mlp]
 
 
 def _attention_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
