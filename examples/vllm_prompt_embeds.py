@@ -29,8 +29,9 @@ def main() -> None:
     prompt = receiver.inputs_embeds(latents, None if in_latents else [question])
     if not prompt.is_plain:
         raise UserError(
-            "this wire adds to deeper layers or spreads positions, which vLLM's prompt embeddings "
-            "do not carry; train one with wire.adapter.deep_layers 0 and positions consecutive"
+            "this wire adds to keys and values or spreads positions, which vLLM's prompt "
+            "embeddings do not carry; train one with wire.adapter.deep_layers 0 and positions "
+            "consecutive"
         )
     from vllm import LLM, SamplingParams
 

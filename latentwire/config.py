@@ -298,9 +298,9 @@ class Adapter(Section):
         True, description="Let training change the gain; otherwise it is a clamp."
     )
     deep_layers: int = Field(
-        3,
+        4,
         ge=0,
-        description="Layers above the first, from the bottom up, that soft tokens add to as well; "
+        description="Layers, from the bottom up, whose keys and values soft tokens add to as well; "
         "a receiver with fewer takes as many as it has.",
     )
     positions: Literal["spread", "consecutive"] = Field(

@@ -175,7 +175,7 @@ class _Step:
         receiver = _receiver(name, self._receivers[name], own.head)
         packed = _packed(shape.rows, own.asked, own.targets)
         with self._autocast():
-            # What soft tokens add to deeper layers is kept nowhere.
+            # What soft tokens add to keys and values is kept nowhere.
             soft_tokens = replace(self._wire.soft_tokens(name, latents), deep=())
             logits = receiver.answer_logits(soft_tokens, packed)
             teacher: Teacher | None = None

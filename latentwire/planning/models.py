@@ -15,7 +15,7 @@ from latentwire.errors import UserError
 from latentwire.layout import Layout
 from latentwire.planning.cost import ModelShape
 from latentwire.receivers.loading import BUNDLED, DESCRIPTION, model_location
-from latentwire.receivers.receiver import ending_mlps
+from latentwire.receivers.receiver import ending_mlps, key_value_dim
 from latentwire.wire.description import ReceiverFacts
 from latentwire.wire.wire import Wire
 
@@ -56,7 +56,14 @@ def build_models(
     backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     facts, of_senders = (
         {
-            name: ReceiverFacts(model.config.hidden_size, 1.0, model.config.num_hidden_layers, [])
+            name: ReceiverFacts(
+                model.config.hidden_size,
+                1.0,
+                model.config.num_hidden_layers,
+                key_value_dim(model.model.layers),
+                [],
+                location=name,
+            )
             for name, model in models.items()
         }
         for models in (receivers, senders)

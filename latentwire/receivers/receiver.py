@@ -5,6 +5,7 @@ Shapes: B sources, S source positions, Q packed question positions, T answer tok
 D embedding width, V vocabulary.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ class Source:
         embeddings: `[B, S, D]`, in the receiver's embedding space.
         mask: `[B, S]`, true where real; real positions come first.
         spacing: `[B]`, positions from one to the next, at least 1; none is 1, as in a text.
-        deep: `[B, S, D]` each, added to the hidden states that enter the layers after the first.
+        deep: `[B, S, W]` each, keys and values side by side, added to those of the layers from the
+            first on.
     """
 
     embeddings: Tensor
@@ -82,6 +84,7 @@ class Receiver:
             if isinstance(getattr(module, "scaling", None), float)
         ]
         self._ending = ending_mlps(model.model.layers)
+        self._projections = key_value_projections(model.model.layers)
         self.stop_ids = {tokenizer.eos_token_id, *([eos] if isinstance(eos, int) else eos or [])}
 
     @property
@@ -137,6 +140,26 @@ class Receiver:
         with _set([(own, "scaling", sharpness * own.scaling) for own in self._attentions]):
             yield
 
+    @contextmanager
+    def deepened(self, deep: Sequence[Tensor]) -> Iterator[None]:
+        """Adds to the keys and values of layers for the length of a block.
+
+        A forward pass over whole prompts, or over prompts and what follows them, gets it added; one
+        over fewer positions, as each step of cached decoding is, is left as it is.
+
+        Args:
+            deep: `[B, P, W]` each, of the layers from the first on: what prompts of P positions add
+                to keys and values, side by side, before these are turned by their positions.
+        """
+        replaced = []
+        for projections, both in zip(self._projections[: len(deep)], deep, strict=True):
+            parts = both.split([projection.out_features for projection in projections], dim=-1)
+            for projection, added in zip(projections, parts, strict=True):
+                adding = partial(_add_to_output, added, projection.forward)
+                replaced.append((projection, "forward", adding))
+        with _set(replaced):
+            yield
+
     def checkpoint_activations(self) -> None:
         """Lets backward passes compute again what happens within the model's layers."""
         checkpoint_layers(self.model, self._now_and_again)
@@ -144,7 +167,8 @@ class Receiver:
     def _now_and_again(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """Contexts of a layer and of its repetition, which takes place when blocks have ended."""
         now = [(own, "scaling", own.scaling) for own in self._attentions]
-        now += [(mlp, "forward", mlp.forward) for mlp in self._ending]
+        changed = itertools.chain(self._ending, *self._projections)
+        now += [(module, "forward", module.forward) for module in changed]
         return nullcontext(), _set(now)
 
     @torch.no_grad()
@@ -233,7 +257,9 @@ class Receiver:
         ending = [
             (mlp, "forward", partial(_apply_at, *places, mlp.forward)) for mlp in self._ending
         ]
-        with self._deepened(source, packed), _set(ending):
+        behind_head = (0, 0, len(self.prompt.head_ids), 0)
+        deep = [F.pad(added, behind_head) for added in source.deep]
+        with self.deepened(deep), _set(ending):
             output = self.model.model(
                 inputs_embeds=torch.cat([head, source_embeddings, self._embed(packed.ids)], dim=1),
                 attention_mask=_attention_bias(packed_attention_mask(mask, packed), head.dtype),
@@ -241,21 +267,6 @@ class Receiver:
                 use_cache=use_cache,
             )
         return output.last_hidden_state[places], output.past_key_values
-
-    @contextmanager
-    def _deepened(self, source: Source, packed: PackedQuestions) -> Iterator[None]:
-        """Lets the layers after the first read a source's deep part for the length of a block."""
-        around = (0, 0, len(self.prompt.head_ids), packed.ids.shape[1])
-        layers = self.model.model.layers[1 : 1 + len(source.deep)]
-        hooks = [
-            layer.register_forward_pre_hook(partial(_add_to_input, F.pad(added, around)))
-            for layer, added in zip(layers, source.deep, strict=True)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 @dataclass
@@ -385,6 +396,20 @@ def ending_mlps(layers: nn.ModuleList) -> list[Any]:
     return [] if mlp is None else [mlp]
 
 
+def key_value_projections(layers: nn.ModuleList) -> list[tuple[nn.Linear, nn.Linear]]:
+    """What makes keys and values, layer by layer; none if a model does not have them apart."""
+    attentions: list[Any] = [getattr(layer, "self_attn", None) for layer in layers]
+    if not all(hasattr(own, "k_proj") and hasattr(own, "v_proj") for own in attentions):
+        return []
+    return [(own.k_proj, own.v_proj) for own in attentions]
+
+
+def key_value_dim(layers: nn.ModuleList) -> int:
+    """Width W of a layer's keys and values, side by side; 0 if not apart, or not all the same."""
+    widths = {sum(own.out_features for own in pair) for pair in key_value_projections(layers)}
+    return widths.pop() if len(widths) == 1 else 0
+
+
 def _attention_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """What attention adds to its logits; else every layer would make it of the mask anew."""
     return visible.new_zeros(visible.shape, dtype=dtype).masked_fill_(~visible, -torch.inf)
@@ -419,8 +444,11 @@ def _apply_at(
     return output.new_zeros(hidden.shape).index_put((rows, columns), output[0])
 
 
-def _add_to_input(
-    added: Tensor, _: nn.Module, args: tuple[Tensor, *tuple[Any, ...]]
-) -> tuple[Any, ...]:
-    hidden, *rest = args
-    return hidden + added.to(hidden.dtype), *rest
+def _add_to_output(added: Tensor, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    output = forward(hidden)
+    behind = output.shape[1] - added.shape[1]
+    if behind < 0:
+        return output
+    # Beams and further samples of a prompt stand side by side.
+    copies = added.repeat_interleave(len(output) // len(added), dim=0)
+    return output + F.pad(copies, (0, 0, 0, behind)).to(output.dtype)

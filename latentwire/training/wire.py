@@ -30,7 +30,7 @@ from latentwire.receivers.loading import (
     receiver_origin,
 )
 from latentwire.receivers.packing import PackedQuestions, pad_rows
-from latentwire.receivers.receiver import Receiver, Source
+from latentwire.receivers.receiver import Receiver, Source, key_value_dim
 from latentwire.receivers.states import check_layers
 from latentwire.training.apart import losses_apart
 from latentwire.training.batches import BatchOrder
@@ -201,6 +201,7 @@ def _facts(experiment: Experiment, layout: Layout, receiver: Receiver) -> Receiv
         receiver.embedding_dim,
         receiver.embedding_rms,
         receiver.model.config.num_hidden_layers,
+        key_value_dim(receiver.model.model.layers),
         receiver.prompt.anchor_ids,
         **receiver_origin(experiment, layout, receiver.name),
     )

@@ -2,22 +2,22 @@
 
 Neither the encoder nor a text has a part in it: this is all that a receiver's side needs.
 
-Shapes: B prompts, T positions of the longest, S soft tokens, D embedding width.
+Shapes: B prompts, T positions of the longest, S soft tokens, D embedding width, W of keys and
+values.
 """
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentwire.config import PromptFormat
 from latentwire.config import Wire as WireConfig
@@ -42,8 +42,8 @@ class SoftPrompt:
         inputs_embeds: `[B, T, D]`, in the receiver's precision.
         attention_mask: `[B, T]`, 1 where real.
         position_ids: `[B, T]`; soft tokens that are spread take more than one position each.
-        deep: `[B, T, D]` each, what is to be added to the hidden states that enter the layers after
-            the first; none for a wire with `wire.adapter.deep_layers: 0`.
+        deep: `[B, T, W]` each, what is to be added to keys and values, side by side, of the layers
+            from the first on; none for a wire with `wire.adapter.deep_layers: 0`.
     """
 
     inputs_embeds: Tensor
@@ -130,7 +130,7 @@ class LatentReceiver:
     ) -> list[str]:
         """Writes on from latents and prompts, with `generate` of `transformers`.
 
-        Spread positions and what soft tokens add to deeper layers are kept: greedy decoding says
+        Spread positions and what soft tokens add to keys and values are kept: greedy decoding says
         what `answer` does.
 
         Args:
@@ -179,29 +179,20 @@ class LatentReceiver:
         prompt = self._soft_prompt(latents, prompts, 0)
         if prompt.deep:
             logger.warning(
-                "soft tokens of this wire add to %d deeper layers as well, which inputs_embeds "
-                "does not carry: run the model inside `with receiver.deepened(prompt):`",
+                "soft tokens of this wire add to keys and values of %d layers as well, which "
+                "inputs_embeds does not carry: run the model inside `with "
+                "receiver.deepened(prompt):`",
                 len(prompt.deep),
             )
         return prompt
 
-    @contextmanager
-    def deepened(self, prompt: SoftPrompt) -> Iterator[None]:
-        """Lets the receiver's deeper layers read prompts for the length of a block.
+    def deepened(self, prompt: SoftPrompt) -> AbstractContextManager[None]:
+        """Lets the receiver's layers read the deep part of prompts for the length of a block.
 
-        A forward pass over whole prompts, or over prompts and what follows them, gets the deep part
-        added; one over fewer positions, as each step of cached decoding is, is left as it is.
+        A forward pass over whole prompts, or over prompts and what follows them, gets it added; one
+        over fewer positions, as each step of cached decoding is, is left as it is.
         """
-        layers: Any = self.receiver.model.model.layers[1 : 1 + len(prompt.deep)]
-        hooks = [
-            layer.register_forward_pre_hook(partial(_add_to_prompt, added))
-            for layer, added in zip(layers, prompt.deep, strict=True)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return self.receiver.deepened(prompt.deep)
 
     def read(self, messages: Sequence[Latents]) -> Source:
         """Soft tokens of messages, right-padded to the longest.
@@ -319,18 +310,6 @@ class _Row:
             F.pad(self.position_ids, (missing, 0)),
             tuple(F.pad(added, (0, 0, missing, 0)) for added in self.deep),
         )
-
-
-def _add_to_prompt(
-    added: Tensor, _: nn.Module, args: tuple[Tensor, *tuple[Any, ...]]
-) -> tuple[Any, ...]:
-    hidden, *rest = args
-    behind = hidden.shape[1] - added.shape[1]
-    if behind >= 0:
-        # Beams and further samples of a prompt stand side by side.
-        copies = added.repeat_interleave(len(hidden) // len(added), dim=0)
-        hidden = hidden + F.pad(copies, (0, 0, 0, behind)).to(hidden.dtype)
-    return hidden, *rest
 
 
 def open_receiver(

@@ -33,8 +33,17 @@ class LatentBatch:
 
 
 def make_adapter(config: WireConfig, facts: ReceiverFacts) -> Adapter:
-    """An untrained adapter for a receiver."""
+    """An untrained adapter for a receiver.
+
+    Raises:
+        UserError: if the receiver has no keys and values that soft tokens could add to.
+    """
     settings = config.adapter
+    if settings.deep_layers and not facts.key_value_dim:
+        raise UserError(
+            f"wire.adapter.deep_layers: {settings.deep_layers}: the receiver {facts.location} "
+            "makes keys and values in one, or of several widths; set it to 0"
+        )
     unit = facts.embedding_rms if settings.calibration == "embed_rms" else 1.0
     hidden_dim = settings.hidden_dim or 2 * facts.embedding_dim
     return Adapter(
@@ -43,7 +52,8 @@ def make_adapter(config: WireConfig, facts: ReceiverFacts) -> Adapter:
         facts.embedding_dim,
         settings.gain * unit,
         settings.learned_gain,
-        min(settings.deep_layers, facts.num_layers - 1),
+        min(settings.deep_layers, facts.num_layers),
+        facts.key_value_dim,
     )
 
 

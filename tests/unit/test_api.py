@@ -96,7 +96,7 @@ def test_generate_takes_the_usual_arguments(wire, reader, capsys):
 
 def test_inputs_embeds_say_what_they_do_not_carry(wire, reader, caplog):
     prompt = reader.inputs_embeds(wire.encode(CONTEXTS[:1], 2), ASKED[:1])
-    assert "deeper layers" in caplog.text
+    assert "keys and values" in caplog.text
     assert not prompt.is_plain
 
 

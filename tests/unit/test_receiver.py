@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,7 +16,7 @@ from latentwire.errors import UserError
 from latentwire.receivers.loading import open_model
 from latentwire.receivers.packing import pack_questions, pad_rows
 from latentwire.receivers.prompt import Prompt
-from latentwire.receivers.receiver import Receiver, Source
+from latentwire.receivers.receiver import Receiver, Source, key_value_dim
 
 
 def pack(receiver, answers=ANSWERS):
@@ -82,8 +83,28 @@ def test_soft_tokens_take_the_place_of_text(receiver):
     )
 
 
-def add(deep, start, layer, args, hidden):
-    hidden[:, start : start + len(deep)] += deep
+def deep_part(receiver, text):
+    """Something for the keys and values of the first two layers."""
+    shape = *text.mask.shape, key_value_dim(receiver.model.model.layers)
+    generator = torch.manual_seed(1)
+    return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+
+def add(added, start, projection, args, output):
+    output[:, start : start + len(added)] += added
+
+
+@contextmanager
+def added_by_hand(receiver, deep, start):
+    hooks = []
+    for layer, both in zip(receiver.model.model.layers, deep, strict=False):
+        halves = both.chunk(2, dim=-1)
+        for name, added in zip(("k_proj", "v_proj"), halves, strict=True):
+            projection = getattr(layer.self_attn, name)
+            hooks.append(projection.register_forward_hook(partial(add, added, start)))
+    yield
+    for hook in hooks:
+        hook.remove()
 
 
 def test_soft_tokens_are_spread_and_deep(receiver):
@@ -93,8 +114,8 @@ def test_soft_tokens_are_spread_and_deep(receiver):
     packed = pack(receiver)
     text = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
     spacings = torch.linspace(1.5, 4, len(CONTEXTS))
-    deep = torch.randn(text.embeddings.shape, generator=torch.manual_seed(1))
-    source = Source(text.embeddings, text.mask, spacings, (deep,))
+    deep = deep_part(receiver, text)
+    source = Source(text.embeddings, text.mask, spacings, deep)
     logits = receiver.answer_logits(source, packed)
     answers = receiver.generate(
         source, [receiver.prompt.question_ids(row) for row in QUESTIONS], max_new_tokens=5
@@ -113,13 +134,11 @@ def test_soft_tokens_are_spread_and_deep(receiver):
                     for place in range(len(ids) + len(written) - num_head - num_source)
                 ),
             ]
-            hook = receiver.model.model.layers[0].register_forward_hook(
-                partial(add, deep[row][text.mask[row]], num_head)
-            )
-            expected = receiver.model(
-                torch.tensor([[*ids, *written]]), position_ids=torch.tensor([positions])
-            ).logits[0, len(ids) - 1 :]
-            hook.remove()
+            own = [added[row][text.mask[row]] for added in deep]
+            with added_by_hand(receiver, own, num_head):
+                expected = receiver.model(
+                    torch.tensor([[*ids, *written]]), position_ids=torch.tensor([positions])
+                ).logits[0, len(ids) - 1 :]
             if written is answer:
                 torch.testing.assert_close(
                     logits[packed.target_answers == number], expected[:-1], atol=1e-4, rtol=1e-4
@@ -132,8 +151,8 @@ def test_soft_tokens_are_spread_and_deep(receiver):
 def test_one_reading_serves_generation_and_scoring(receiver):
     packed = pack(receiver)
     text = receiver.text_source(receiver.prompt.source_ids(CONTEXTS))
-    deep = torch.randn(text.embeddings.shape, generator=torch.manual_seed(1))
-    source = Source(text.embeddings, text.mask, torch.linspace(1.5, 4, len(CONTEXTS)), (deep,))
+    spacings = torch.linspace(1.5, 4, len(CONTEXTS))
+    source = Source(text.embeddings, text.mask, spacings, deep_part(receiver, text))
     reading = receiver.read(source, [receiver.prompt.question_ids(row) for row in QUESTIONS])
     answers = reading.generate(max_new_tokens=5)
     golds = [ids for row in ANSWERS for ids in receiver.prompt.answer_ids(row)]

@@ -5,14 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from samples import CONTEXTS
-from transformers import AutoModel
+from transformers import AutoModel, Phi3Config, Phi3ForCausalLM
 
 from latentwire.config import Adapter, Encoder, Pooling
 from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
+from latentwire.receivers.receiver import key_value_dim
 from latentwire.wire.description import ReceiverFacts
 from latentwire.wire.payload import Latents
 from latentwire.wire.pooling import PooledAttention, group_weights, num_groups
+from latentwire.wire.reading import make_adapter
 from latentwire.wire.wire import Wire
 
 
@@ -31,6 +33,7 @@ def make_wire(receiver, positions="spread", **encoder):
         receiver.embedding_dim,
         receiver.embedding_rms,
         receiver.model.config.num_hidden_layers,
+        key_value_dim(receiver.model.model.layers),
         [1, 2],
     )
     wire = Wire(settings, backbone, receiver.tokenizer, {2.0: 2.1, 4.0: 4.2}, {"a.b": facts})
@@ -252,3 +255,22 @@ def test_messages_of_another_encoder_are_refused(receiver):
     assert same.receive("a.b", messages).mask.any()
     with pytest.raises(UserError, match=f"wire {wire.wire_id.hex()} .* wire {other.wire_id.hex()}"):
         other.receive("a.b", messages)
+
+
+def test_a_receiver_without_keys_and_values_apart_gets_no_deep_part():
+    config = Phi3Config(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=8,
+        pad_token_id=0,
+    )
+    assert key_value_dim(Phi3ForCausalLM(config).model.layers) == 0
+    facts = ReceiverFacts(8, 1.0, 1, 0, [1], location="receivers/phi")
+    with pytest.raises(
+        UserError, match=r"deep_layers: 4: the receiver receivers/phi .* set it to 0"
+    ):
+        make_adapter(WireConfig(), facts)
+    plain = WireConfig(adapter=Adapter(deep_layers=0))
+    assert make_adapter(plain, facts)(torch.zeros(2, plain.latent_dim))[1] == ()

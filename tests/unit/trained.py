@@ -10,6 +10,7 @@ from latentwire.config import Adapter, Encoder
 from latentwire.config import Wire as WireConfig
 from latentwire.files import save_pretrained
 from latentwire.receivers.loading import weights_checksum
+from latentwire.receivers.receiver import key_value_dim
 from latentwire.wire.description import ReceiverFacts
 from latentwire.wire.wire import Wire
 
@@ -27,6 +28,7 @@ def save_wire(experiment: Path, source_mode: str = "context", **adapter) -> Path
             receiver.embedding_dim,
             receiver.embedding_rms,
             receiver.model.config.num_hidden_layers,
+            key_value_dim(receiver.model.model.layers),
             receiver.prompt.anchor_ids,
             location=str(folder.resolve()),
             weights_sha256=weights_checksum(str(folder)),
