@@ -203,10 +203,11 @@ class Pretraining(Section):
     lookup_loss_weight: float = Field(
         0.3, ge=0, description="Weight of attention from an answer to its value."
     )
-    lookup_heads: Positive = Field(
-        1,
-        description="Heads of a layer that attend so (lookup_loss_weight); one with fewer takes "
-        "all.",
+    restated_share: float = Field(
+        0.5, ge=0, le=1, description="Share of passages that are to be restated as well."
+    )
+    restatement_loss_weight: float = Field(
+        0.5, ge=0, description="Weight of these restatements, and of attention from them."
     )
     first_names: Positive = Field(8, description="Names in use at the start.")
     names_grow_after_steps: int = Field(200, ge=0, description="Steps with these names only.")

@@ -16,9 +16,8 @@ from latentwire.evaluation.predictions import Prediction
 from latentwire.evaluation.shards import open_shards
 from latentwire.layout import Layout
 from latentwire.receivers.loading import DESCRIPTION, load_receiver
+from latentwire.receivers.prompt import RESTATE
 from latentwire.receivers.receiver import Receiver
-
-REQUEST = "Restate the facts in {words} words."
 
 
 def evaluate_relay(experiment: Experiment, layout: Layout, receiver_name: str) -> None:
@@ -95,7 +94,7 @@ def restate(
     ids = sender.prompt.source_ids(list(texts))
     requests = sender.prompt.question_ids(
         [
-            REQUEST.format(words=max(1, round(len(text.split()) * min(1.0, budget / len(own)))))
+            RESTATE.format(words=max(1, round(len(text.split()) * min(1.0, budget / len(own)))))
             for text, budget, own in zip(texts, budgets, ids, strict=True)
         ]
     )

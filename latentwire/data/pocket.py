@@ -9,6 +9,7 @@ part of all names away from every training split; the test split uses them to me
 happens on names that nobody has seen.
 """
 
+import itertools
 import random
 import zlib
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,11 @@ class Passage:
     @property
     def context(self) -> str:
         return " ".join(fact.statement for fact in self.facts)
+
+    def restated(self, num_words: int) -> tuple["Fact", ...]:
+        """The first facts, as many as so many words can state, but one at least."""
+        ends = itertools.accumulate(len(fact.statement.split()) for fact in self.facts)
+        return self.facts[: max(1, sum(end <= num_words for end in ends))]
 
 
 def _compose(first: str, second: str, separator: str = "") -> tuple[str, ...]:

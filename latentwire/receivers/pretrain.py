@@ -52,7 +52,7 @@ from latentwire.receivers.packing import (
     packed_segments,
     pad_rows,
 )
-from latentwire.receivers.prompt import Prompt
+from latentwire.receivers.prompt import RESTATE, Prompt
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import answer_token_index
 from latentwire.training.parts import WHOLE, Counts, Losses, Part
@@ -223,13 +223,14 @@ def _document(passage: Passage, experiment: Experiment) -> str:
 
 
 class PretrainingTask:
-    """Answers to all questions of a passage, and its text, as next-token prediction.
+    """Answers to all questions of a passage, its text, and restatements, as next-token prediction.
 
     Three aids together make a small model look a value up by the name of its owner; without them
     it guesses among the people whom a question fits, for thousands of steps. The names in use are
     few at first. A linear probe after the second layer must name the owner, at every value and
-    wherever an answer token is predicted. From there heads of the third layer are told where to
-    look: at that token in the passage (supervised attention, arXiv 1609.04186).
+    wherever an answer token is predicted. From there the heads of the third layer are told where to
+    look: at that token in the passage (supervised attention, arXiv 1609.04186). Were it one head,
+    a soft token could hardly hold more than one fact for it.
     """
 
     def __init__(
@@ -247,86 +248,104 @@ class PretrainingTask:
     def losses(self, step: int, _: Part = WHOLE, /) -> tuple[Losses, Counts]:
         settings = self._settings
         passages = draw_passages(settings, step)
-        ids, mask, packed = self._batch(passages)
-        columns = self._value_columns(ids, packed)
+        batch = self._batch(passages, draw_restatements(settings, step, passages))
+        mask, packed = batch.mask, batch.packed
         with torch.autocast("cpu", torch.bfloat16):
-            layers = self._read(ids, mask, packed)
-            answer_logits = self._answer_logits(layers[-1], ids, packed)
+            layers = self._read(batch)
+            answer_logits = self._answer_logits(layers[-1], batch)
             rest = _predicts_text(mask, packed)
             rest_logits = self._model.lm_head(layers[-1][:, :-1][rest])
-            attention = self._attention_logits(layers[_AIDED_LAYER], mask, packed)
-        tokens = torch.cat([ids, packed.ids], dim=1)
+            attention = self._attention_logits(layers[_AIDED_LAYER], batch)
+        tokens = torch.cat([batch.ids, packed.ids], dim=1)
+        answer_losses = F.cross_entropy(answer_logits.float(), packed.target_ids, reduction="none")
+        columns = self._value_columns(batch)
+        lookup_losses = F.cross_entropy(
+            attention.transpose(1, 2),
+            columns[:, None].expand(attention.shape[:2]),
+            reduction="none",
+            ignore_index=_NOWHERE,
+        ).mean(1)
+        restates = batch.restates[packed.target_answers]
+        held = columns != _NOWHERE
         losses = {
-            "answer_loss": F.cross_entropy(answer_logits.float(), packed.target_ids),
+            "answer_loss": answer_losses[~restates].mean(),
             "text_loss": F.cross_entropy(rest_logits.float(), tokens[:, 1:][rest]),
-            "owner_loss": self._owner_loss(layers[_AIDED_LAYER], columns, packed, passages),
-            "lookup_loss": F.cross_entropy(
-                attention.flatten(0, 1),
-                columns.repeat_interleave(attention.shape[1]),
-                ignore_index=_NOWHERE,
-            ),
+            "owner_loss": self._owner_loss(layers[_AIDED_LAYER], columns, batch, passages),
+            "lookup_loss": lookup_losses[held & ~restates].mean(),
         }
         # A mean over all tokens, in which those that are not answers weigh less.
-        weight = settings.text_loss_weight * len(rest_logits) / len(answer_logits)
+        weight = settings.text_loss_weight * len(rest_logits) / (~restates).sum()
         loss = (losses["answer_loss"] + weight * losses["text_loss"]) / (1 + weight)
         loss = loss + settings.owner_loss_weight * losses["owner_loss"]
         loss = loss + settings.lookup_loss_weight * losses["lookup_loss"]
+        if restates.any():
+            losses["restatement_loss"] = answer_losses[restates].mean()
+            copied = losses["restatement_loss"] + lookup_losses[held & restates].mean()
+            loss = loss + settings.restatement_loss_weight * copied
         num_tokens = len(rest_logits) + len(answer_logits)
         return {"loss": loss, **losses}, {"examples": len(passages), "tokens": num_tokens}
 
     @torch.no_grad()
     def dev(self) -> dict[str, float]:
         """Teacher-forced exact match on full-length passages, with names seen and never seen."""
-        return {
-            f"dev/{kind}/exact_match": self._exact_match(names)
-            for kind, names in (("seen_names", NAMES), ("unseen_names", HELD_OUT_NAMES))
-        }
+        measured = {}
+        for kind, names in (("seen_names", NAMES), ("unseen_names", HELD_OUT_NAMES)):
+            stream = full_length_passages(f"pretraining/{self._settings.seed}/dev", names)
+            passages = list(itertools.islice(stream, _DEV_PASSAGES))
+            batch = self._batch(passages, [len(own.context.split()) for own in passages])
+            right = self._are_right(batch)
+            measured[f"dev/{kind}/exact_match"] = right[~batch.restates].mean().item()
+            measured[f"dev/{kind}/restated"] = right[batch.restates].mean().item()
+        return measured
 
-    def _exact_match(self, names: Sequence[str]) -> float:
-        stream = full_length_passages(f"pretraining/{self._settings.seed}/dev", names)
-        ids, mask, packed = self._batch(list(itertools.islice(stream, _DEV_PASSAGES)))
-        logits = self._answer_logits(self._read(ids, mask, packed)[-1], ids, packed)
+    def _are_right(self, batch: "_Batch") -> Tensor:
+        """`[N]`, 1 where each token of an answer is the likeliest, 0 elsewhere."""
+        packed = batch.packed
+        logits = self._answer_logits(self._read(batch)[-1], batch)
         right = (logits.argmax(-1) == packed.target_ids).float()
-        answers = torch.ones(int(packed.target_answers.max()) + 1)
-        return answers.scatter_reduce(0, packed.target_answers, right, "amin").mean().item()
+        return torch.ones(len(batch.restates)).scatter_reduce(
+            0, packed.target_answers, right, "amin"
+        )
 
-    def _read(self, ids: Tensor, mask: Tensor, packed: PackedQuestions) -> tuple[Tensor, ...]:
+    def _read(self, batch: "_Batch") -> tuple[Tensor, ...]:
         """Hidden states `[B, P + Q, D]` of the embeddings and of every layer, the last normed."""
         return self._model.model(
-            input_ids=torch.cat([ids, packed.ids], dim=1),
-            attention_mask=packed_attention_mask(mask, packed),
-            position_ids=packed_positions(mask, packed),
+            input_ids=torch.cat([batch.ids, batch.packed.ids], dim=1),
+            attention_mask=packed_attention_mask(batch.mask, batch.packed),
+            position_ids=packed_positions(batch.mask, batch.packed),
             use_cache=False,
             output_hidden_states=True,
         ).hidden_states
 
-    def _answer_logits(self, hidden: Tensor, ids: Tensor, packed: PackedQuestions) -> Tensor:
-        columns = ids.shape[1] + packed.target_columns
-        return self._model.lm_head(hidden[packed.target_rows, columns])
+    def _answer_logits(self, hidden: Tensor, batch: "_Batch") -> Tensor:
+        columns = batch.ids.shape[1] + batch.packed.target_columns
+        return self._model.lm_head(hidden[batch.packed.target_rows, columns])
 
     def _owner_loss(
-        self, hidden: Tensor, columns: Tensor, packed: PackedQuestions, passages: Sequence[Passage]
+        self, hidden: Tensor, columns: Tensor, batch: "_Batch", passages: Sequence[Passage]
     ) -> Tensor:
         """Cross-entropy of the last token of the owner's name, at values' ends and at anchors."""
+        packed = batch.packed
         names = [" " + fact.person for passage in passages for fact in passage.facts]
         encoded = self._tokenizer(names, add_special_tokens=False)["input_ids"]
         owners = torch.tensor([name[-1] for name in encoded])
         num_prefix = hidden.shape[1] - packed.ids.shape[1]
-        first = packed.starts_answer
+        first = packed.starts_answer.nonzero().squeeze(1)[~batch.restates]
+        last = first + packed.target_answers.bincount()[~batch.restates] - 1
         # An answer's last target, the end of sequence, follows the last token of its value.
-        ends = (columns == _NOWHERE).nonzero().squeeze(1)
-        values = hidden[packed.target_rows[ends], columns[ends - 1]]
+        values = hidden[packed.target_rows[last], columns[last - 1]]
         anchors = hidden[packed.target_rows[first], num_prefix + packed.target_columns[first]]
         states = torch.cat([values, anchors]).float()
         logits = self._owner(F.rms_norm(states, states.shape[-1:]))
         return F.cross_entropy(logits, torch.cat([owners, owners]))
 
-    def _attention_logits(self, hidden: Tensor, mask: Tensor, packed: PackedQuestions) -> Tensor:
-        """Attention logits `[T, H, P + Q]` of H heads, where answer tokens are predicted.
+    def _attention_logits(self, hidden: Tensor, batch: "_Batch") -> Tensor:
+        """Attention logits `[T, H, P + Q]` of a layer's heads, where answer tokens are predicted.
 
         Args:
-            hidden: what the heads' layer reads, `[B, P + Q, D]`.
+            hidden: what the layer reads, `[B, P + Q, D]`.
         """
+        mask, packed = batch.mask, batch.packed
         layer = self._model.model.layers[_AIDED_LAYER]
         size = layer.self_attn.head_dim
         normed = layer.input_layernorm(hidden)
@@ -335,33 +354,70 @@ class PretrainingTask:
             projection(normed).unflatten(-1, (-1, size)).transpose(1, 2)
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)
         )
-        heads = torch.arange(min(self._settings.lookup_heads, query.shape[1]))
-        query, key = query[:, heads], key[:, heads * key.shape[1] // query.shape[1]]
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         angles = self._model.model.rotary_emb(hidden, packed_positions(mask, packed))
         query, key = apply_rotary_pos_emb(query, key, *angles)
         rows, columns = packed.target_rows, mask.shape[1] + packed.target_columns
         logits = torch.einsum("thd,thkd->thk", query[rows, :, columns], key[rows]).float()
-        visible = packed_attention_mask(mask, packed)[rows, :, columns]
-        return (logits * size**-0.5).masked_fill(~visible, -torch.inf)
+        visible = packed_attention_mask(mask, packed)[rows, 0, columns]
+        return (logits * size**-0.5).masked_fill(~visible[:, None], -torch.inf)
 
-    def _value_columns(self, ids: Tensor, packed: PackedQuestions) -> Tensor:
+    def _value_columns(self, batch: "_Batch") -> Tensor:
         """Where the passage holds each answer token, `[T]`; the end of sequence is nowhere."""
-        # A statement ends with its value and a full stop, and questions come in its order.
-        stops = (ids == self._full_stop).nonzero()[:, 1][packed.target_answers]
+        ids, packed = batch.ids, batch.packed
+        # A statement ends with its value and a full stop, which a restatement has as well.
+        stops = (ids == self._full_stop).nonzero()[:, 1][batch.last_facts]
+        behind = (stops + batch.restates.long())[packed.target_answers]
         num_tokens = packed.target_answers.bincount()[packed.target_answers]
-        columns = stops - (num_tokens - 1) + answer_token_index(packed)
-        return columns.masked_fill(columns == stops, _NOWHERE)
+        columns = behind - (num_tokens - 1) + answer_token_index(packed)
+        # The first word of a passage follows no space, but that of a restatement does.
+        last = ids.shape[1] - 1
+        held = ids[packed.target_rows, columns.clamp(0, last)] == packed.target_ids
+        return columns.masked_fill(~held | (columns < 0) | (columns == behind), _NOWHERE)
 
-    def _batch(self, passages: Sequence[Passage]) -> tuple[Tensor, Tensor, PackedQuestions]:
+    def _batch(self, passages: Sequence[Passage], num_words: Sequence[int]) -> "_Batch":
+        """Passages with all their questions, and each restated in so many words, if any."""
         prompt = self._prompt
-        facts = [fact for passage in passages for fact in passage.facts]
-        questions = prompt.question_ids([fact.question for fact in facts])
-        answers = prompt.answer_ids([fact.value for fact in facts])
-        pairs = zip(questions, answers, strict=True)
-        rows = lay_out(pairs, [passage.facts for passage in passages])
+        asked: list[list[tuple[str, str]]] = []
+        restates: list[bool] = []
+        last_facts: list[int] = []
+        num_facts = 0
+        for passage, words in zip(passages, num_words, strict=True):
+            asked.append([(fact.question, fact.value) for fact in passage.facts])
+            restates += [False] * len(passage.facts)
+            last_facts += range(num_facts, num_facts + len(passage.facts))
+            if words:
+                stated = [fact.statement for fact in passage.restated(words)]
+                asked[-1].append((RESTATE.format(words=words), " ".join(stated)))
+                restates.append(True)
+                last_facts.append(num_facts + len(stated) - 1)
+            num_facts += len(passage.facts)
+        questions, answers = zip(*itertools.chain.from_iterable(asked), strict=True)
+        pairs = zip(
+            prompt.question_ids(list(questions)), prompt.answer_ids(list(answers)), strict=True
+        )
+        packed = pack_questions(lay_out(pairs, asked), self._pad_id)
         sources = prompt.source_ids([passage.context for passage in passages])
         ids, mask = pad_rows([[*prompt.head_ids, *source] for source in sources], self._pad_id)
-        return ids, mask, pack_questions(rows, self._pad_id)
+        return _Batch(ids, mask, packed, torch.tensor(restates), torch.tensor(last_facts))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """B passages of P tokens and N answers about them.
+
+    Attributes:
+        ids, mask: `[B, P]` the passages.
+        packed: the questions and answers.
+        restates: `[N]` whether an answer restates its passage.
+        last_facts: `[N]` the fact that an answer ends with, counted over all passages.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    packed: PackedQuestions
+    restates: Tensor
+    last_facts: Tensor
 
 
 def draw_passages(settings: Pretraining, step: int) -> list[Passage]:
@@ -371,6 +427,17 @@ def draw_passages(settings: Pretraining, step: int) -> list[Passage]:
     num_people, num_facts, num_relations = draw_shape(rng)
     count = round(settings.passages_per_step * FULL_LENGTH_FACTS / num_facts)
     return [make_passage(rng, num_people, num_facts, num_relations, names) for _ in range(count)]
+
+
+def draw_restatements(settings: Pretraining, step: int, passages: Sequence[Passage]) -> list[int]:
+    """In how many words each passage of a step is restated: as many as it has, fewer, or none."""
+    rng = random.Random(f"pretraining/{settings.seed}/{step}/restated")
+    drawn = []
+    for passage in passages:
+        most = len(passage.context.split())
+        words = rng.choice([most, rng.randint(1, most)])
+        drawn.append(words if rng.random() < settings.restated_share else 0)
+    return drawn
 
 
 def names_in_use(settings: Pretraining, step: int) -> list[str]:

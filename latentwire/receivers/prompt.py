@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+RESTATE = "Restate the facts in {words} words."
+"""Asks for a passage in other words, or fewer, in the place of a question."""
+
 _SOURCE_MARK, _QUESTION_MARK = "\ue000", "\ue001"
 
 

@@ -23,13 +23,12 @@ from latentwire.receivers.pretrain import (
 @pytest.fixture(params=["llama", "qwen"])
 def task(request):
     receiver = make_receiver(request.param)
-    experiment = Experiment(pretraining=Pretraining(lookup_heads=2))
-    return PretrainingTask(experiment, receiver.model, receiver.tokenizer)
+    return PretrainingTask(Experiment(), receiver.model, receiver.tokenizer)
 
 
 @pytest.fixture
 def batch(task):
-    return task._batch(list(itertools.islice(mixed_passages("aids"), 3)))
+    return task._batch(list(itertools.islice(mixed_passages("aids"), 3)), [0, 12, 500])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -45,33 +44,49 @@ def test_a_saved_tokenizer_splits_as_it_did_in_training(name, tmp_path):
 
 
 def test_value_columns_hold_the_answer_tokens(task, batch):
-    ids, _, packed = batch
-    columns = task._value_columns(ids, packed)
+    packed = batch.packed
+    columns = task._value_columns(batch)
     found = columns >= 0
-    assert torch.equal(
-        ids[packed.target_rows, columns.clamp(min=0)][found], packed.target_ids[found]
-    )
+    held = batch.ids[packed.target_rows, columns.clamp(min=0)]
+    assert torch.equal(held[found], packed.target_ids[found])
+    # The end of sequence is nowhere, nor is the first word of a restatement, as it has a space.
     last = torch.ones_like(found)
     last[:-1] = packed.starts_answer[1:]
-    assert torch.equal(~found, last)
+    restates = batch.restates[packed.target_answers]
+    assert torch.equal(~found[~restates], last[~restates])
+    assert found[restates].sum() > 0.8 * restates.sum()
+    place = columns - torch.arange(len(columns))
+    for answer in batch.restates.nonzero():
+        assert len(place[found & (packed.target_answers == answer)].unique()) == 1
+
+
+def test_a_restatement_has_the_first_facts_that_fit(task):
+    passage = next(mixed_passages("restated"))
+    counts = [len(passage.restated(words)) for words in (1, 500)]
+    assert counts == [1, len(passage.facts)]
+    for words in range(1, 60):
+        stated = passage.restated(words)
+        assert stated == passage.facts[: len(stated)]
+        length = sum(len(fact.statement.split()) for fact in stated)
+        assert length <= words or len(stated) == 1
 
 
 def test_the_aided_heads_are_the_model_s_own(task, batch):
-    ids, mask, packed = batch
+    packed = batch.packed
     model = task.module["model"]
     model.set_attn_implementation("eager")
-    visible = packed_attention_mask(mask, packed)
+    visible = packed_attention_mask(batch.mask, packed)
     with torch.no_grad():
         output = model.model(
-            input_ids=torch.cat([ids, packed.ids], dim=1),
+            input_ids=torch.cat([batch.ids, packed.ids], dim=1),
             attention_mask=torch.zeros(visible.shape).masked_fill(~visible, -1e9),
-            position_ids=packed_positions(mask, packed),
+            position_ids=packed_positions(batch.mask, packed),
             output_attentions=True,
             output_hidden_states=True,
         )
-        logits = task._attention_logits(output.hidden_states[2], mask, packed)
-    columns = ids.shape[1] + packed.target_columns
-    expected = output.attentions[2][packed.target_rows, :2, columns]
+        logits = task._attention_logits(output.hidden_states[2], batch)
+    columns = batch.ids.shape[1] + packed.target_columns
+    expected = output.attentions[2][packed.target_rows, :, columns]
     torch.testing.assert_close(logits.softmax(-1), expected, atol=1e-5, rtol=1e-4)
 
 
