@@ -370,10 +370,9 @@ class PretrainingTask:
         behind = (stops + batch.restates.long())[packed.target_answers]
         num_tokens = packed.target_answers.bincount()[packed.target_answers]
         columns = behind - (num_tokens - 1) + answer_token_index(packed)
-        # The first word of a passage follows no space, but that of a restatement does.
-        last = ids.shape[1] - 1
-        held = ids[packed.target_rows, columns.clamp(0, last)] == packed.target_ids
-        return columns.masked_fill(~held | (columns < 0) | (columns == behind), _NOWHERE)
+        # The first word of a restatement follows a space, and may have more tokens than it had.
+        start = len(self._prompt.head_ids)
+        return columns.clamp(min=start).masked_fill(columns == behind, _NOWHERE)
 
     def _batch(self, passages: Sequence[Passage], num_words: Sequence[int]) -> "_Batch":
         """Passages with all their questions, and each restated in so many words, if any."""

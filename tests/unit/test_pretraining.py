@@ -46,18 +46,22 @@ def test_a_saved_tokenizer_splits_as_it_did_in_training(name, tmp_path):
 def test_value_columns_hold_the_answer_tokens(task, batch):
     packed = batch.packed
     columns = task._value_columns(batch)
-    found = columns >= 0
-    held = batch.ids[packed.target_rows, columns.clamp(min=0)]
-    assert torch.equal(held[found], packed.target_ids[found])
-    # The end of sequence is nowhere, nor is the first word of a restatement, as it has a space.
-    last = torch.ones_like(found)
+    # The end of sequence is nowhere.
+    last = torch.ones_like(packed.starts_answer)
     last[:-1] = packed.starts_answer[1:]
+    assert torch.equal(columns < 0, last)
+    held = batch.ids[packed.target_rows, columns.clamp(min=0)] == packed.target_ids
     restates = batch.restates[packed.target_answers]
-    assert torch.equal(~found[~restates], last[~restates])
-    assert found[restates].sum() > 0.8 * restates.sum()
-    place = columns - torch.arange(len(columns))
+    assert held[~restates & ~last].all()
+    # A restatement goes through the passage from its start, whose first word is spelled otherwise.
     for answer in batch.restates.nonzero():
-        assert len(place[found & (packed.target_answers == answer)].unique()) == 1
+        own = packed.target_answers == answer
+        copied = columns[own & ~last]
+        assert copied[0] == len(task._prompt.head_ids)
+        steps = copied.diff()
+        assert ((steps == 0) | (steps == 1)).all()
+        assert (steps[3:] == 1).all()
+        assert held[own & ~last][3:].all()
 
 
 def test_a_restatement_has_the_first_facts_that_fit(task):
