@@ -294,9 +294,9 @@ def test_lengths_are_about_those_of_the_tokens(prepared):
 
 
 def test_senders_are_counted_beside_receivers(tmp_path):
-    experiment = load_experiment(PACKAGE.parent / "config" / "telepathy.yaml")
+    experiment = load_experiment(PACKAGE.parent / "config" / "pocket-full.yaml")
     hub, single = (
-        plan_training(experiment, Layout("telepathy", tmp_path), wire, {}).memory
+        plan_training(experiment, Layout("pocket-full", tmp_path), wire, {}).memory
         for wire in ("telepathy-llama-qwen-layer1-2-3-blind", "telepathy-llama-layer1-2-3-blind")
     )
     # Both receivers are senders as well, loaded by themselves.
