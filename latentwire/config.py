@@ -187,7 +187,7 @@ class Pretraining(Section):
     """The recipe that makes the pocket receivers (receivers with source: pretrain)."""
 
     seed: int = Field(1, description="Seed of weights and corpus, disjoint from the data's.")
-    steps: Positive = Field(1200, description="Optimiser steps.")
+    steps: Positive = Field(1500, description="Optimiser steps.")
     passages_per_step: Positive = Field(
         8, description="Full-length passages in a step; shorter ones are proportionally more."
     )

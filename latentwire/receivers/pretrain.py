@@ -429,12 +429,15 @@ def draw_passages(settings: Pretraining, step: int) -> list[Passage]:
 
 
 def draw_restatements(settings: Pretraining, step: int, passages: Sequence[Passage]) -> list[int]:
-    """In how many words each passage of a step is restated: as many as it has, fewer, or none."""
+    """In how many words each passage of a step is restated: all that it has, at most half, or none.
+
+    With nearly all, whoever counts words badly would learn to stop before the end of all of them.
+    """
     rng = random.Random(f"pretraining/{settings.seed}/{step}/restated")
     drawn = []
     for passage in passages:
         most = len(passage.context.split())
-        words = rng.choice([most, rng.randint(1, most)])
+        words = rng.choice([most, rng.randint(1, most // 2)])
         drawn.append(words if rng.random() < settings.restated_share else 0)
     return drawn
 
