@@ -450,5 +450,5 @@ def _add_to_output(added: Tensor, forward: Callable[[Tensor], Tensor], hidden: T
     if behind < 0:
         return output
     # Beams and further samples of a prompt stand side by side.
-    copies = added.repeat_interleave(len(output) // len(added), dim=0)
+    copies = added[:, None].expand(-1, len(output) // len(added), -1, -1).flatten(0, 1)
     return output + F.pad(copies, (0, 0, 0, behind)).to(output.dtype)
