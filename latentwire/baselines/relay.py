@@ -4,6 +4,7 @@ A sender that has not seen the question writes what it read, and a receiver read
 the question too and answers itself.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from latentwire.evaluation.predictions import Prediction
 from latentwire.evaluation.shards import open_shards
 from latentwire.layout import Layout
 from latentwire.receivers.loading import DESCRIPTION, load_receiver
-from latentwire.receivers.prompt import RESTATE
+from latentwire.receivers.prompt import restatement_request
 from latentwire.receivers.receiver import Receiver
 
 
@@ -62,7 +63,8 @@ def _relay(
     contexts = [group[0].context for group in groups]
     ids = receiver.prompt.source_ids(contexts)
     most = budgets(ids, ratio) if ratio else list(map(len, ids))
-    written, seconds = restate(sender, contexts, most, experiment.evaluation.batch_passages)
+    shares = [budget / len(own) for budget, own in zip(most, ids, strict=True)]
+    written, seconds = restate(sender, contexts, shares, experiment.evaluation.batch_passages)
     kept = [
         own[:budget] for own, budget in zip(receiver.prompt.source_ids(written), most, strict=True)
     ]
@@ -81,21 +83,22 @@ def _relay(
 
 
 def restate(
-    sender: Receiver, texts: Sequence[str], budgets: Sequence[int], batch_size: int
+    sender: Receiver, texts: Sequence[str], shares: Sequence[float], batch_size: int
 ) -> tuple[list[str], list[float]]:
     """What a sender writes when it is asked to restate texts, and the seconds of each.
 
     Args:
         sender: the model.
         texts: the texts.
-        budgets: tokens that it may write about each.
+        shares: of the length of each text, that it may take; 1 asks for all of it.
         batch_size: texts that are restated together; each takes the mean of their time.
     """
     ids = sender.prompt.source_ids(list(texts))
+    most = [math.ceil(share * len(own)) for share, own in zip(shares, ids, strict=True)]
     requests = sender.prompt.question_ids(
         [
-            RESTATE.format(words=max(1, round(len(text.split()) * min(1.0, budget / len(own)))))
-            for text, budget, own in zip(texts, budgets, ids, strict=True)
+            restatement_request(max(1, round(share * len(text.split()))) if share < 1 else math.inf)
+            for text, share in zip(texts, shares, strict=True)
         ]
     )
     written: list[str] = []
@@ -105,9 +108,9 @@ def restate(
         started = time.perf_counter()
         source = sender.text_source(ids[batch])
         questions = [[request] for request in requests[batch]]
-        answers = sender.generate(source, questions, max(budgets[batch]))
+        answers = sender.generate(source, questions, max(most[batch]))
         written += sender.decode(
-            [own[:budget] for own, budget in zip(answers, budgets[batch], strict=True)]
+            [own[:length] for own, length in zip(answers, most[batch], strict=True)]
         )
         seconds += [(time.perf_counter() - started) / len(answers)] * len(answers)
     return written, seconds

@@ -49,7 +49,7 @@ class Passage:
     def context(self) -> str:
         return " ".join(fact.statement for fact in self.facts)
 
-    def restated(self, num_words: int) -> tuple["Fact", ...]:
+    def restated(self, num_words: float) -> tuple["Fact", ...]:
         """The first facts, as many as so many words can state, but one at least."""
         ends = itertools.accumulate(len(fact.statement.split()) for fact in self.facts)
         return self.facts[: max(1, sum(end <= num_words for end in ends))]

@@ -6,6 +6,7 @@ vocabulary, tokenizer and special tokens.
 
 import itertools
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ from latentwire.receivers.packing import (
     packed_segments,
     pad_rows,
 )
-from latentwire.receivers.prompt import RESTATE, Prompt
+from latentwire.receivers.prompt import Prompt, restatement_request
 from latentwire.training.loop import METRICS, Schedule, fit
 from latentwire.training.objective import answer_token_index
 from latentwire.training.parts import WHOLE, Counts, Losses, Part
@@ -62,6 +63,7 @@ _TOKENIZER_PASSAGES = 4000
 _DEV_PASSAGES = 32
 _AIDED_LAYER = 2
 _NOWHERE = -100
+_RESTATED_WHOLE = 0.75
 
 logger = logging.getLogger(__name__)
 
@@ -292,7 +294,7 @@ class PretrainingTask:
         for kind, names in (("seen_names", NAMES), ("unseen_names", HELD_OUT_NAMES)):
             stream = full_length_passages(f"pretraining/{self._settings.seed}/dev", names)
             passages = list(itertools.islice(stream, _DEV_PASSAGES))
-            batch = self._batch(passages, [len(own.context.split()) for own in passages])
+            batch = self._batch(passages, [math.inf] * len(passages))
             right = self._are_right(batch)
             measured[f"dev/{kind}/exact_match"] = right[~batch.restates].mean().item()
             measured[f"dev/{kind}/restated"] = right[batch.restates].mean().item()
@@ -374,7 +376,7 @@ class PretrainingTask:
         start = len(self._prompt.head_ids)
         return columns.clamp(min=start).masked_fill(columns == behind, _NOWHERE)
 
-    def _batch(self, passages: Sequence[Passage], num_words: Sequence[int]) -> "_Batch":
+    def _batch(self, passages: Sequence[Passage], num_words: Sequence[float]) -> "_Batch":
         """Passages with all their questions, and each restated in so many words, if any."""
         prompt = self._prompt
         asked: list[list[tuple[str, str]]] = []
@@ -387,7 +389,7 @@ class PretrainingTask:
             last_facts += range(num_facts, num_facts + len(passage.facts))
             if words:
                 stated = [fact.statement for fact in passage.restated(words)]
-                asked[-1].append((RESTATE.format(words=words), " ".join(stated)))
+                asked[-1].append((restatement_request(words), " ".join(stated)))
                 restates.append(True)
                 last_facts.append(num_facts + len(stated) - 1)
             num_facts += len(passage.facts)
@@ -428,16 +430,16 @@ def draw_passages(settings: Pretraining, step: int) -> list[Passage]:
     return [make_passage(rng, num_people, num_facts, num_relations, names) for _ in range(count)]
 
 
-def draw_restatements(settings: Pretraining, step: int, passages: Sequence[Passage]) -> list[int]:
-    """In how many words each passage of a step is restated: all that it has, at most half, or none.
+def draw_restatements(settings: Pretraining, step: int, passages: Sequence[Passage]) -> list[float]:
+    """In how many words each passage of a step is restated: all that it has, fewer, or none.
 
-    With nearly all, whoever counts words badly would learn to stop before the end of all of them.
+    Most are asked for without a number: whoever takes one for smaller than it is stops early.
     """
     rng = random.Random(f"pretraining/{settings.seed}/{step}/restated")
-    drawn = []
+    drawn: list[float] = []
     for passage in passages:
-        most = len(passage.context.split())
-        words = rng.choice([most, rng.randint(1, most // 2)])
+        fewer = rng.randint(1, len(passage.context.split()))
+        words = math.inf if rng.random() < _RESTATED_WHOLE else fewer
         drawn.append(words if rng.random() < settings.restated_share else 0)
     return drawn
 

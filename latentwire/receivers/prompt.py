@@ -5,12 +5,10 @@ A prompt is `head + source + tail(question)`, and the answer follows. The source
 itself, so that soft tokens can take exactly the place of its tokens.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
-
-RESTATE = "Restate the facts in {words} words."
-"""Asks for a passage in other words, or fewer, in the place of a question."""
 
 _SOURCE_MARK, _QUESTION_MARK = "\ue000", "\ue001"
 
@@ -96,3 +94,8 @@ class Prompt:
         ids = self.tokenizer(unique, add_special_tokens=False, split_special_tokens=True)
         known = dict(zip(unique, ids["input_ids"], strict=True))
         return [known[text] for text in texts]
+
+
+def restatement_request(num_words: float) -> str:
+    """Asks for the facts in so many words, or for all if infinite, in the place of a question."""
+    return "Restate the facts" + (f" in {num_words} words." if num_words < math.inf else ".")
