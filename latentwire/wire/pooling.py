@@ -3,6 +3,8 @@
 Shapes: B sources, S tokens, H width of a token's states, M latents of the longest message.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,9 +25,8 @@ def group_weights(
 ) -> tuple[Tensor, Tensor]:
     """How each source's tokens are pooled: over contiguous groups that keep to sentences.
 
-    A group ends where a sentence does, wherever that leaves groups of nearly equal size: each
-    sentence is divided evenly into its share of the groups, rounded, and one too short for a group
-    of its own joins the next.
+    A group is one or more whole sentences, or an even part of one. Of all such groups, those are
+    taken whose sizes have the smallest sum of squares.
 
     Args:
         mask: `[B, S]` true where a token is real; real tokens come first.
@@ -36,26 +37,87 @@ def group_weights(
     Returns:
         Weights `[B, M, S]` of each group's tokens, and the mask `[B, M]` of the groups.
     """
-    num_tokens, groups = mask.sum(1, keepdim=True), groups[:, None]
     position = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
-    ends = ends | (position == num_tokens - 1)
-    # Of each token's sentence, where it starts and where the next one does.
-    after = torch.where(ends, position + 1, 0)
-    start = F.pad(after, (1, 0))[:, :-1].cummax(1).values
-    stop = torch.where(ends, position + 1, mask.shape[1]).flip(1).cummin(1).values.flip(1)
-    first, beyond = (
-        (2 * groups * boundary + num_tokens) // (2 * num_tokens).clamp(min=1)
-        for boundary in (start, stop)
+    ends = ends | (position == mask.sum(1, keepdim=True) - 1)
+    sentence = F.pad(ends, (1, 0))[:, :-1].cumsum(1) * mask
+    lengths = _members(sentence, mask, max(1, int(ends.sum(1).max()))).sum(2)
+    begins = lengths.cumsum(1) - lengths
+    begin, length, first, parts = (
+        of.gather(1, sentence) for of in (begins, lengths, *divide_sentences(lengths, groups))
     )
-    group = first + (position - start) * (beyond - first) // (stop - start)
-    group = torch.minimum(group, groups - 1)
-    index = torch.arange(int(groups.max()), device=mask.device)
-    member = (group[:, None, :] == index[:, None]) & mask[:, None, :]
+    group = first + (position - begin) * parts // length.clamp(min=1)
+    member = _members(group, mask, int(groups.max()))
     if pooling == Pooling.last:
         # The last member of each group is the one that no later member follows.
         member &= member.flip(-1).cumsum(-1).flip(-1) == 1
     weights = member.float()
-    return weights / weights.sum(-1, keepdim=True).clamp(min=1), index < groups
+    group_mask = torch.arange(member.shape[1], device=mask.device) < groups[:, None]
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1), group_mask
+
+
+def _members(group: Tensor, mask: Tensor, count: int) -> Tensor:
+    """`[B, count, S]`, true where a token `[B, S]` that is real is of a group."""
+    index = torch.arange(count, device=mask.device)
+    return (group[:, None, :] == index[:, None]) & mask[:, None, :]
+
+
+def divide_sentences(lengths: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups of whole sentences and even parts of one, with the least sum of squared sizes.
+
+    By dynamic programming over sentences. Into how many parts one is divided is tried no further
+    than one away from its share of the groups.
+
+    Args:
+        lengths: `[B, N]` tokens of each sentence; zeros where a source has fewer.
+        groups: `[B]` number of groups of each source, at most its tokens.
+
+    Returns:
+        For each sentence `[B, N]` the group that it begins in, and its parts.
+    """
+    stops = F.pad(lengths.cumsum(1), (1, 0)).double()
+    shares = lengths * groups[:, None] / stops[:, -1:].clamp(min=1)
+    counts = torch.arange(int(groups.max()) + 1, device=lengths.device)
+    nearby = torch.tensor([-1, 0, 1], device=lengths.device)
+    # Of the sentences so far, the least sum for every number of groups.
+    least = [torch.where(counts == 0, 0.0, torch.inf).double().expand(len(lengths), -1)]
+    steps: list[tuple[Tensor, Tensor]] = []
+    for last in range(lengths.shape[1]):
+        sizes = stops[:, last + 1, None] - stops[:, : last + 1]
+        joined = F.pad(torch.stack(least, dim=1), (1, 0), value=torch.inf)[:, :, :-1]
+        parts = (shares[:, last, None].round().long() + nearby).clamp(min=1)
+        others = counts - parts[:, :, None]
+        divided = least[-1][:, None].expand(-1, 3, -1).gather(2, others.clamp(min=0))
+        allowed = (others >= 0) & ((parts > 1) & (parts <= lengths[:, last, None]))[:, :, None]
+        sums = torch.cat(
+            [
+                joined + sizes.square()[:, :, None],
+                divided.where(allowed, torch.inf) + (sizes[:, -1:].square() / parts)[:, :, None],
+            ],
+            dim=1,
+        )
+        best = sums.argmin(1)
+        least.append(sums.amin(1))
+        # The sentence that the last group begins with, and the number of groups from there on.
+        number = parts.gather(1, (best - last - 1).clamp(min=0)).where(best > last, 1)
+        steps.append((best.clamp(max=last), number))
+    return _trace_back(steps, (lengths > 0).sum(1), groups)
+
+
+def _trace_back(
+    steps: Sequence[tuple[Tensor, Tensor]], num_sentences: Tensor, groups: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What led to the least sum over all sentences, followed from the last of them to the first."""
+    index = torch.arange(len(steps), device=groups.device)
+    stop, left = num_sentences[:, None], groups[:, None]
+    first, parts = torch.zeros(2, len(groups), len(steps), dtype=torch.long, device=groups.device)
+    for last in reversed(range(len(steps))):
+        here = stop == last + 1
+        begin, number = (of.gather(1, left) for of in steps[last])
+        own = here & (index >= begin) & (index <= last)
+        left = (left - number).where(here, left)
+        stop = begin.where(here, stop)
+        first, parts = left.where(own, first), number.where(own, parts)
+    return first, parts
 
 
 class PooledAttention(nn.Module):

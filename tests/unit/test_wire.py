@@ -1,5 +1,9 @@
 """The wire: padding, ratios, bytes, and what a saved wire gives back."""
 
+import itertools
+import math
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +17,7 @@ from latentwire.errors import UserError
 from latentwire.receivers.receiver import key_value_dim
 from latentwire.wire.description import ReceiverFacts
 from latentwire.wire.payload import Latents
-from latentwire.wire.pooling import PooledAttention, group_weights, num_groups
+from latentwire.wire.pooling import PooledAttention, divide_sentences, group_weights, num_groups
 from latentwire.wire.reading import make_adapter
 from latentwire.wire.wire import Wire
 
@@ -126,7 +130,6 @@ def test_pooling_against_slices():
         (1, "aaaaaaaaaaa"),
         (2, "aaaaabbbbbb"),
         (3, "aaaaabbbccc"),
-        # The second sentence is due one group and a half, its first half spent by then.
         (4, "aaabbcccddd"),
         (11, "abcdefghijk"),
     ],
@@ -149,6 +152,37 @@ def test_groups_are_contiguous_and_none_is_empty(ends, data):
     group = weights[0, :, : len(ends)].argmax(0)
     assert ((weights > 0).sum(1)[mask] == 1).all()
     assert group.diff().ge(0).all()
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.data())
+def test_no_other_groups_have_a_smaller_sum_of_squares(lengths, data):
+    count = data.draw(st.integers(1, sum(lengths)))
+    padded = torch.tensor([[*lengths, 0], [1] * (len(lengths) + 1)])
+    first, parts = (of[0].tolist() for of in divide_sentences(padded, torch.tensor([count, 1])))
+    sizes = [0.0] * count
+    for begin, number, length in zip(first, parts, lengths, strict=False):
+        for group in range(begin, begin + number):
+            sizes[group] += length / number
+    assert all(sizes)
+    found = sum(size**2 for size in sizes)
+    # How far a sentence is divided is not tried exhaustively.
+    assert found <= 1.02 * least_sum_of_squares(tuple(lengths), count)
+
+
+@cache
+def least_sum_of_squares(lengths, count):
+    """By trying everything: whole sentences, or one in two parts or more, as the last groups."""
+    if not lengths or not count:
+        return 0 if not lengths and not count else math.inf
+    joined = (
+        least_sum_of_squares(lengths[:begin], count - 1) + sum(lengths[begin:]) ** 2
+        for begin in range(len(lengths))
+    )
+    divided = (
+        least_sum_of_squares(lengths[:-1], count - parts) + lengths[-1] ** 2 / parts
+        for parts in range(2, min(count, lengths[-1]) + 1)
+    )
+    return min(itertools.chain(joined, divided))
 
 
 def test_sentences_end_at_their_marks(receiver):
