@@ -132,7 +132,7 @@ def right_and_gradient(receiver, passages):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "held_as", "loss"), [("int8", torch.int8, 0.02), ("nf4", torch.uint8, 0.1)]
+    ("dtype", "held_as", "loss"), [("int8", torch.int8, 0.02), ("nf4", torch.uint8, 0.12)]
 )
 def test_a_quantised_receiver_answers_nearly_as_the_whole_one_and_teaches(
     dtype, held_as, loss, tmp_path
