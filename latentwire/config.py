@@ -819,9 +819,9 @@ class Experiment(Section):
     wire: Wire = Field(Wire(), description="The shared wire.")
     training: Training = Field(
         Training(
-            steps=2000,
+            steps=2050,
             passages_per_step=9,
-            alignment_steps=200,
+            alignment_steps=400,
             ratio_growth=0.35,
             softening=0.5,
             kl_weight=0.0,

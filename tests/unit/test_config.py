@@ -229,7 +229,7 @@ def test_all_faults_are_reported_at_once():
         (
             {"wire": {"encoder": {"pooling": "queries", "num_latents": 3}}},
             [
-                "training.alignment_steps: 200 needs latents that stand for a token each",
+                "training.alignment_steps: 400 needs latents that stand for a token each",
                 "training.ratio_growth",
             ],
         ),

@@ -347,7 +347,7 @@ def test_the_verb_tells_what_a_training_takes(capsys, prepared):
     code, out, _ = run(capsys, layout, "plan", "--flops", "1e9")
     assert code == 0
     assert "wire shared, seeds 1" in out
-    assert "2,000 steps take at least" in out
+    assert "2,050 steps take at least" in out
     assert "--signal of profiles/slurm leaves 120 s" in out
     code, out, _ = run(capsys, layout, "plan", "--flops", "1e9", "--json")
     told = json.loads(out)
