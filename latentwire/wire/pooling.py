@@ -64,8 +64,8 @@ def _members(group: Tensor, mask: Tensor, count: int) -> Tensor:
 def divide_sentences(lengths: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Groups of whole sentences and even parts of one, with the least sum of squared sizes.
 
-    By dynamic programming over sentences. Into how many parts one is divided is tried no further
-    than one away from its share of the groups.
+    By dynamic programming over sentences. Into how many parts one is divided is tried from two
+    below its share of the groups, as short neighbours may take one each, to one above.
 
     Args:
         lengths: `[B, N]` tokens of each sentence; zeros where a source has fewer.
@@ -77,7 +77,7 @@ def divide_sentences(lengths: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     stops = F.pad(lengths.cumsum(1), (1, 0)).double()
     shares = lengths * groups[:, None] / stops[:, -1:].clamp(min=1)
     counts = torch.arange(int(groups.max()) + 1, device=lengths.device)
-    nearby = torch.tensor([-1, 0, 1], device=lengths.device)
+    nearby = torch.tensor([-2, -1, 0, 1], device=lengths.device)
     # Of the sentences so far, the least sum for every number of groups.
     least = [torch.where(counts == 0, 0.0, torch.inf).double().expand(len(lengths), -1)]
     steps: list[tuple[Tensor, Tensor]] = []
@@ -86,7 +86,7 @@ def divide_sentences(lengths: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
         joined = F.pad(torch.stack(least, dim=1), (1, 0), value=torch.inf)[:, :, :-1]
         parts = (shares[:, last, None].round().long() + nearby).clamp(min=1)
         others = counts - parts[:, :, None]
-        divided = least[-1][:, None].expand(-1, 3, -1).gather(2, others.clamp(min=0))
+        divided = least[-1][:, None].expand(-1, len(nearby), -1).gather(2, others.clamp(min=0))
         allowed = (others >= 0) & ((parts > 1) & (parts <= lengths[:, last, None]))[:, :, None]
         sums = torch.cat(
             [

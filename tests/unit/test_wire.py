@@ -154,6 +154,12 @@ def test_groups_are_contiguous_and_none_is_empty(ends, data):
     assert group.diff().ge(0).all()
 
 
+def test_short_sentences_take_groups_of_a_long_one():
+    first, parts = divide_sentences(torch.tensor([[1, 52, 1]]), torch.tensor([13]))
+    assert first.tolist() == [[0, 1, 12]]
+    assert parts.tolist() == [[1, 11, 1]]
+
+
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.data())
 def test_no_other_groups_have_a_smaller_sum_of_squares(lengths, data):
     count = data.draw(st.integers(1, sum(lengths)))
