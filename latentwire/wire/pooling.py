@@ -65,7 +65,8 @@ def divide_sentences(lengths: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Groups of whole sentences and even parts of one, with the least sum of squared sizes.
 
     By dynamic programming over sentences. Into how many parts one is divided is tried from two
-    below its share of the groups, as short neighbours may take one each, to one above.
+    below its share of the groups, as short neighbours may take one each, to one above; several are
+    joined up to four times the mean size.
 
     Args:
         lengths: `[B, N]` tokens of each sentence; zeros where a source has fewer.
@@ -75,27 +76,31 @@ def divide_sentences(lengths: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
         For each sentence `[B, N]` the group that it begins in, and its parts.
     """
     stops = F.pad(lengths.cumsum(1), (1, 0)).double()
-    shares = lengths * groups[:, None] / stops[:, -1:].clamp(min=1)
+    mean_size = stops[:, -1:] / groups[:, None]
+    shares = lengths / mean_size.clamp(min=1)
+    sizes = stops[:, None, 1:] - stops[:, :-1, None]
+    itself = torch.eye(lengths.shape[1], dtype=torch.bool, device=lengths.device)
+    joinable = ((sizes >= 0) & (sizes <= 4 * mean_size[:, :, None])) | itself
+    earliest = joinable.any(0).long().argmax(0).tolist()
     counts = torch.arange(int(groups.max()) + 1, device=lengths.device)
     nearby = torch.tensor([-2, -1, 0, 1], device=lengths.device)
     # Of the sentences so far, the least sum for every number of groups.
     least = [torch.where(counts == 0, 0.0, torch.inf).double().expand(len(lengths), -1)]
     steps: list[tuple[Tensor, Tensor]] = []
-    for last in range(lengths.shape[1]):
-        sizes = stops[:, last + 1, None] - stops[:, : last + 1]
-        joined = F.pad(torch.stack(least, dim=1), (1, 0), value=torch.inf)[:, :, :-1]
+    for last, begin in enumerate(earliest):
+        own = slice(begin, last + 1)
+        joined = F.pad(torch.stack(least[own], dim=1), (1, 0), value=torch.inf)[:, :, :-1]
+        joined = joined.where(joinable[:, own, last, None], torch.inf)
         parts = (shares[:, last, None].round().long() + nearby).clamp(min=1)
         others = counts - parts[:, :, None]
         divided = least[-1][:, None].expand(-1, len(nearby), -1).gather(2, others.clamp(min=0))
         allowed = (others >= 0) & ((parts > 1) & (parts <= lengths[:, last, None]))[:, :, None]
-        sums = torch.cat(
-            [
-                joined + sizes.square()[:, :, None],
-                divided.where(allowed, torch.inf) + (sizes[:, -1:].square() / parts)[:, :, None],
-            ],
-            dim=1,
+        divided = divided.where(allowed, torch.inf)
+        squares = torch.cat(
+            [sizes[:, own, last].square(), sizes[:, last, last, None] ** 2 / parts], 1
         )
-        best = sums.argmin(1)
+        sums = torch.cat([joined, divided], dim=1) + squares[:, :, None]
+        best = begin + sums.argmin(1)
         least.append(sums.amin(1))
         # The sentence that the last group begins with, and the number of groups from there on.
         number = parts.gather(1, (best - last - 1).clamp(min=0)).where(best > last, 1)
