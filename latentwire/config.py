@@ -224,6 +224,12 @@ class Pooling(StrEnum):
     memory = "memory"
 
 
+class Grouping(StrEnum):
+    even = "even"
+    sentences = "sentences"
+    related = "related"
+
+
 class Encoder(Section):
     """The one trained network that turns source text into latents."""
 
@@ -255,10 +261,11 @@ class Encoder(Section):
     pooling_layers: Positive = Field(
         2, description="Layers of such attention (pooling: attention); not used otherwise."
     )
-    keep_sentences: bool = Field(
-        True,
-        description="Let the groups of tokens end where sentences do, as far as their number "
-        "allows, instead of anywhere.",
+    grouping: Grouping = Field(
+        Grouping.related,
+        description="Groups of tokens: even ones, wherever they end; those of neighbouring "
+        "sentences, or of parts of one; or those of sentences that share rare words, wherever they "
+        "stand, as far as sizes allow.",
     )
     num_latents: Positive | None = Field(
         None,

@@ -231,7 +231,7 @@ class _FewLayers:
 def _encode(encoder: Encoder, shape: StepShape) -> LatentBatch:
     """Latents as the encoder has them, though pooled anyhow."""
     mask = torch.ones(shape.rows, shape.source, dtype=torch.bool)
-    sources = encoder.read(encoder.embed(mask.long()), mask, mask)
+    sources = encoder.read(encoder.embed(mask.long()), mask, cast(Any, None))
     # The states of all layers stand side by side, if they are asked for.
     missing = encoder.project.in_features - sources.hidden.shape[-1]
     hidden = F.pad(sources.hidden, (0, missing)) if missing else sources.hidden

@@ -61,6 +61,7 @@ def build_models(
                 1.0,
                 model.config.num_hidden_layers,
                 key_value_dim(model.model.layers),
+                model.config.vocab_size,
                 [],
                 location=name,
             )

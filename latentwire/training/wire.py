@@ -202,6 +202,7 @@ def _facts(experiment: Experiment, layout: Layout, receiver: Receiver) -> Receiv
         receiver.embedding_rms,
         receiver.model.config.num_hidden_layers,
         key_value_dim(receiver.model.model.layers),
+        receiver.model.config.vocab_size,
         receiver.prompt.anchor_ids,
         **receiver_origin(experiment, layout, receiver.name),
     )
@@ -238,6 +239,8 @@ class WireTask:
             ratios = {*experiment.wire.target_ratios, self._text_ratio}
             splits = (*self._passages.values(), *self._dev_passages.values())
             wire.widths = pooling_widths(splits, sorted(ratios))
+            for sender, passages in self._passages.items():
+                wire.count_tokens([passage.encoder_ids for passage in passages], sender)
         self._features = self._open_features()
         lengths = [passage.num_tokens for passage in self._passages[self._senders[0]]]
         self.order = BatchOrder(lengths, self._settings.passages_per_step, seed)

@@ -29,6 +29,7 @@ class ReceiverFacts:
         embedding_rms: root mean square of its embedding matrix.
         num_layers: its layers.
         key_value_dim: width W of keys and values of a layer, side by side; 0 if they are not apart.
+        vocab_size: rows of its embedding matrix.
         anchor_ids: token ids of the anchor, as trained with.
         location: folder of its model, or hub repository; none is not known.
         revision: commit of the hub repository; none for a folder.
@@ -40,6 +41,7 @@ class ReceiverFacts:
     embedding_rms: float
     num_layers: int
     key_value_dim: int
+    vocab_size: int
     anchor_ids: list[int]
     location: str | None = None
     revision: str | None = None

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from latentwire.config import Encoder as EncoderConfig
 from latentwire.config import Pooling
 from latentwire.wire.pooling import PooledAttention, group_weights
+from latentwire.wire.sentences import Sentences
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,16 @@ class EncodedSources:
     Attributes:
         hidden: `[B, S, H]`; with learned tokens `[B, *, H]`, theirs last.
         mask: `[B, S]` true where a token of the source is real.
-        ends: `[B, S]` true where a sentence ends.
+        sentences: what its tokens belong to.
     """
 
     hidden: Tensor
     mask: Tensor
-    ends: Tensor
+    sentences: Sentences
 
 
 class Encoder(nn.Module):
-    """A transformer's token states, pooled over contiguous groups and projected to latents.
+    """A transformer's token states, pooled over groups and projected to latents.
 
     Pooling follows "Simple Context Compression" (arXiv 2510.20797); learned tokens behind the
     source, of which a message takes all or the first, are the memory tokens of ICAE
@@ -44,7 +45,12 @@ class Encoder(nn.Module):
         backbone: a transformer without language-model head.
         config: pooling and direction of attention.
         latent_dim: width of a latent vector.
+
+    Attributes:
+        rarity: `[V]` how rare each of its tokens is.
     """
+
+    rarity: Tensor
 
     def __init__(self, backbone: PreTrainedModel, config: EncoderConfig, latent_dim: int) -> None:
         super().__init__()
@@ -53,6 +59,7 @@ class Encoder(nn.Module):
         hidden_size = backbone.config.hidden_size
         num_states = 1 + backbone.config.num_hidden_layers if config.layers == "all" else 1
         self.project = nn.Linear(num_states * hidden_size, latent_dim)
+        self.register_buffer("rarity", torch.zeros(backbone.config.vocab_size))
         if config.pooling == Pooling.attention:
             num_heads = math.gcd(backbone.config.num_attention_heads, latent_dim // 2)
             self.pooled_attention = nn.ModuleList(
@@ -80,7 +87,7 @@ class Encoder(nn.Module):
         """Embeddings `[B, S, D]` of source tokens `[B, S]`."""
         return self.backbone.get_input_embeddings()(ids)
 
-    def read(self, embeddings: Tensor, mask: Tensor, ends: Tensor) -> EncodedSources:
+    def read(self, embeddings: Tensor, mask: Tensor, sentences: Sentences) -> EncodedSources:
         """Reads right-padded embeddings `[B, S, D]` of sources once; padding changes nothing."""
         source_mask = mask
         if not self.config.reads_source:
@@ -103,7 +110,7 @@ class Encoder(nn.Module):
         # The last layer is the one that is furthest from the source: it predicts what comes next.
         states = output.hidden_states or [output.last_hidden_state]
         hidden = torch.cat([F.rms_norm(state, state.shape[-1:]) for state in states], dim=-1)
-        return EncodedSources(hidden, source_mask, ends)
+        return EncodedSources(hidden, source_mask, sentences)
 
     def latents(self, sources: EncodedSources, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Latents `[B, M, L]` and their mask `[B, M]`, `groups` `[B]` of them for each source.
@@ -120,7 +127,8 @@ class Encoder(nn.Module):
             longest = int(mask.sum(1).max())
             pooled, mask = pooled[:, :longest], mask[:, :longest]
         else:
-            weights, mask = group_weights(sources.mask, sources.ends, groups, self.config.pooling)
+            pooling = self.config.pooling
+            weights, mask = group_weights(sources.mask, sources.sentences, groups, pooling)
             pooled = weights.to(sources.hidden.dtype) @ sources.hidden
         latents = self.project(pooled)
         if self.config.pooling == Pooling.attention:

@@ -3,13 +3,12 @@
 Shapes: B sources, S tokens, H width of a token's states, M latents of the longest message.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentwire.config import Pooling
+from latentwire.wire.sentences import Sentences, divide_sentences
 
 
 def num_groups(num_tokens: Tensor, widths: Tensor) -> Tensor:
@@ -21,108 +20,38 @@ def num_groups(num_tokens: Tensor, widths: Tensor) -> Tensor:
 
 
 def group_weights(
-    mask: Tensor, ends: Tensor, groups: Tensor, pooling: Pooling
+    mask: Tensor, sentences: Sentences, groups: Tensor, pooling: Pooling
 ) -> tuple[Tensor, Tensor]:
-    """How each source's tokens are pooled: over contiguous groups that keep to sentences.
-
-    A group is one or more whole sentences, or an even part of one. Of all such groups, those are
-    taken whose sizes have the smallest sum of squares.
+    """How each source's tokens are pooled: over groups that keep to sentences.
 
     Args:
         mask: `[B, S]` true where a token is real; real tokens come first.
-        ends: `[B, S]` true at the last token of each sentence.
+        sentences: what the tokens belong to.
         groups: `[B]` number of groups of each source, at most its tokens.
         pooling: last state of a group, or else its mean.
 
     Returns:
-        Weights `[B, M, S]` of each group's tokens, and the mask `[B, M]` of the groups.
+        Weights `[B, M, S]` of each group's tokens, in the order of their first ones, and the mask
+        `[B, M]` of the groups.
     """
     position = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
-    ends = ends | (position == mask.sum(1, keepdim=True) - 1)
-    sentence = F.pad(ends, (1, 0))[:, :-1].cumsum(1) * mask
-    lengths = _members(sentence, mask, max(1, int(ends.sum(1).max()))).sum(2)
-    begins = lengths.cumsum(1) - lengths
+    begins = sentences.lengths.cumsum(1) - sentences.lengths
     begin, length, first, parts = (
-        of.gather(1, sentence) for of in (begins, lengths, *divide_sentences(lengths, groups))
+        of.gather(1, sentences.index)
+        for of in (begins, sentences.lengths, *divide_sentences(sentences, groups))
     )
     group = first + (position - begin) * parts // length.clamp(min=1)
-    member = _members(group, mask, int(groups.max()))
+    index = torch.arange(int(groups.max()), device=mask.device)
+    member = (group[:, None, :] == index[:, None]) & mask[:, None, :]
+    begins = member.long().argmax(2).masked_fill(~member.any(2), mask.shape[1])
+    order = begins.argsort(dim=1, stable=True)
+    member = member.gather(1, order[:, :, None].expand_as(member))
     if pooling == Pooling.last:
         # The last member of each group is the one that no later member follows.
         member &= member.flip(-1).cumsum(-1).flip(-1) == 1
     weights = member.float()
-    group_mask = torch.arange(member.shape[1], device=mask.device) < groups[:, None]
+    group_mask = index < groups[:, None]
     return weights / weights.sum(-1, keepdim=True).clamp(min=1), group_mask
-
-
-def _members(group: Tensor, mask: Tensor, count: int) -> Tensor:
-    """`[B, count, S]`, true where a token `[B, S]` that is real is of a group."""
-    index = torch.arange(count, device=mask.device)
-    return (group[:, None, :] == index[:, None]) & mask[:, None, :]
-
-
-def divide_sentences(lengths: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups of whole sentences and even parts of one, with the least sum of squared sizes.
-
-    By dynamic programming over sentences. Into how many parts one is divided is tried from two
-    below its share of the groups, as short neighbours may take one each, to one above; several are
-    joined up to four times the mean size.
-
-    Args:
-        lengths: `[B, N]` tokens of each sentence; zeros where a source has fewer.
-        groups: `[B]` number of groups of each source, at most its tokens.
-
-    Returns:
-        For each sentence `[B, N]` the group that it begins in, and its parts.
-    """
-    stops = F.pad(lengths.cumsum(1), (1, 0)).double()
-    mean_size = stops[:, -1:] / groups[:, None]
-    shares = lengths / mean_size.clamp(min=1)
-    sizes = stops[:, None, 1:] - stops[:, :-1, None]
-    itself = torch.eye(lengths.shape[1], dtype=torch.bool, device=lengths.device)
-    joinable = ((sizes >= 0) & (sizes <= 4 * mean_size[:, :, None])) | itself
-    earliest = joinable.any(0).long().argmax(0).tolist()
-    counts = torch.arange(int(groups.max()) + 1, device=lengths.device)
-    nearby = torch.tensor([-2, -1, 0, 1], device=lengths.device)
-    # Of the sentences so far, the least sum for every number of groups.
-    least = [torch.where(counts == 0, 0.0, torch.inf).double().expand(len(lengths), -1)]
-    steps: list[tuple[Tensor, Tensor]] = []
-    for last, begin in enumerate(earliest):
-        own = slice(begin, last + 1)
-        joined = F.pad(torch.stack(least[own], dim=1), (1, 0), value=torch.inf)[:, :, :-1]
-        joined = joined.where(joinable[:, own, last, None], torch.inf)
-        parts = (shares[:, last, None].round().long() + nearby).clamp(min=1)
-        others = counts - parts[:, :, None]
-        divided = least[-1][:, None].expand(-1, len(nearby), -1).gather(2, others.clamp(min=0))
-        allowed = (others >= 0) & ((parts > 1) & (parts <= lengths[:, last, None]))[:, :, None]
-        divided = divided.where(allowed, torch.inf)
-        squares = torch.cat(
-            [sizes[:, own, last].square(), sizes[:, last, last, None] ** 2 / parts], 1
-        )
-        sums = torch.cat([joined, divided], dim=1) + squares[:, :, None]
-        best = begin + sums.argmin(1)
-        least.append(sums.amin(1))
-        # The sentence that the last group begins with, and the number of groups from there on.
-        number = parts.gather(1, (best - last - 1).clamp(min=0)).where(best > last, 1)
-        steps.append((best.clamp(max=last), number))
-    return _trace_back(steps, (lengths > 0).sum(1), groups)
-
-
-def _trace_back(
-    steps: Sequence[tuple[Tensor, Tensor]], num_sentences: Tensor, groups: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What led to the least sum over all sentences, followed from the last of them to the first."""
-    index = torch.arange(len(steps), device=groups.device)
-    stop, left = num_sentences[:, None], groups[:, None]
-    first, parts = torch.zeros(2, len(groups), len(steps), dtype=torch.long, device=groups.device)
-    for last in reversed(range(len(steps))):
-        here = stop == last + 1
-        begin, number = (of.gather(1, left) for of in steps[last])
-        own = here & (index >= begin) & (index <= last)
-        left = (left - number).where(here, left)
-        stop = begin.where(here, stop)
-        first, parts = left.where(own, first), number.where(own, parts)
-    return first, parts
 
 
 class PooledAttention(nn.Module):

@@ -25,13 +25,21 @@ class SenderInput(nn.Module):
         num_layers: layers K of the states.
         hidden_size: width H of the sender.
         embedding_dim: width D of the encoder's embeddings.
+        vocab_size: tokens V that the sender knows.
+
+    Attributes:
+        rarity: `[V]` how rare each of them is.
     """
 
+    rarity: Tensor
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, num_layers: int, hidden_size: int, embedding_dim: int) -> None:
+    def __init__(
+        self, num_layers: int, hidden_size: int, embedding_dim: int, vocab_size: int
+    ) -> None:
         super().__init__()
+        self.register_buffer("rarity", torch.zeros(vocab_size))
         self.register_buffer("centre", torch.zeros(num_layers, hidden_size))
         self.register_buffer("scale", torch.ones(num_layers, hidden_size))
         self.project = nn.Linear(num_layers * hidden_size, embedding_dim)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.config import PromptFormat
+from latentwire.config import Grouping, PromptFormat
 from latentwire.config import Wire as WireConfig
 from latentwire.data.source import with_question
 from latentwire.errors import UserError
@@ -42,6 +42,7 @@ from latentwire.wire.reading import (
     stack_messages,
 )
 from latentwire.wire.sender_input import SenderInput
+from latentwire.wire.sentences import find_sentences
 
 SENTENCE_MARKS = (".", "!", "?", "\n", "\u3002", "\uff01", "\uff1f")
 
@@ -152,11 +153,11 @@ class Wire(nn.Module):
         return self.sender(sender).tokenizer
 
     def _sentence_ends(self, sender: str | None) -> Tensor:
-        """Tokens `[V]` that end a sentence, if groups keep to sentences."""
+        """Tokens `[V]` that end a sentence, where groups heed sentences."""
         if sender not in self._ends:
             tokenizer = self.source_tokenizer(sender)
             ends = torch.zeros(len(tokenizer), dtype=torch.bool)
-            if self.config.encoder.keep_sentences:
+            if self.config.encoder.grouping != Grouping.even:
                 texts = tokenizer.batch_decode([[index] for index in range(len(ends))])
                 marks = [text.rstrip(" ").endswith(SENTENCE_MARKS) for text in texts]
                 ends |= torch.tensor(marks)
@@ -206,14 +207,17 @@ class Wire(nn.Module):
             features: what `features` gives for these sources, if it is known already.
         """
         ids, mask = (part.to(self.device) for part in pad_rows(source_ids, 0))
-        ends = self._sentence_ends(sender).to(self.device)[ids] & mask
+        ends = self._sentence_ends(sender).to(self.device)[ids]
+        is_related = self.config.encoder.grouping == Grouping.related
+        rarity = self._rarity(sender) if is_related else None
+        sentences = find_sentences(ids, mask, ends, rarity)
         if self.senders:
             if features is None:
                 features = self.features(source_ids, sender)
             embeddings = self._sender_input(sender)(features)
         else:
             embeddings = self.encoder.embed(ids)
-        return self.encoder.read(embeddings, mask, ends)
+        return self.encoder.read(embeddings, mask, sentences)
 
     def features(self, source_ids: Sequence[Sequence[int]], sender: str | None = None) -> Tensor:
         """Standardised states `[B, S, K, H]` of a sender that reads these sources, nothing else."""
@@ -235,6 +239,22 @@ class Wire(nn.Module):
         states = self._states(source_ids, sender)[mask.to(self.device)]
         embeddings = self.encoder.embed(torch.tensor(encoder_ids, device=self.device))
         self._sender_input(sender).fit(states, embeddings)
+
+    @torch.no_grad()
+    def count_tokens(self, source_ids: Sequence[Sequence[int]], sender: str | None) -> None:
+        """Learns how rare tokens are: their inverse document frequency, as a logarithm.
+
+        Args:
+            source_ids: token ids of the sources, as `source_ids` gives them for the sender.
+            sender: its name; none is the encoder.
+        """
+        rarity = self._rarity(sender)
+        found = torch.tensor([token for ids in source_ids for token in set(ids)])
+        counts = found.bincount(minlength=len(rarity)).to(rarity)
+        rarity.copy_(((1 + len(source_ids)) / (1 + counts)).log())
+
+    def _rarity(self, sender: str | None) -> Tensor:
+        return self._sender_input(sender).rarity if self.senders else self.encoder.rarity
 
     def feature_key(self, sender: str) -> str:
         """What the features of a source depend on besides the source, in hexadecimal digits."""
@@ -515,7 +535,12 @@ def make_sender_input(
     config: WireConfig, backbone: PreTrainedModel, facts: ReceiverFacts
 ) -> SenderInput:
     """An untrained input for the states of a sender."""
-    return SenderInput(len(config.sender_layers), facts.embedding_dim, backbone.config.hidden_size)
+    return SenderInput(
+        len(config.sender_layers),
+        facts.embedding_dim,
+        backbone.config.hidden_size,
+        facts.vocab_size,
+    )
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

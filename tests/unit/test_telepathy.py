@@ -97,7 +97,7 @@ def test_a_massive_channel_and_a_massive_token_leave_the_other_features_alone():
     embeddings = torch.randn(400, 8)
     massive = states.clone()
     massive[:, :, 3] *= 1000
-    plain, grown, spiked = (SenderInput(1, 16, 8) for _ in range(3))
+    plain, grown, spiked = (SenderInput(1, 16, 8, 4) for _ in range(3))
     plain.fit(states, embeddings)
     grown.fit(massive, embeddings)
     expected = plain.standardise(states)
@@ -117,7 +117,7 @@ def test_a_sender_input_starts_as_the_linear_map_to_the_embeddings():
     torch.manual_seed(1)
     states = torch.randn(300, 1, 12)
     embeddings = states[:, 0] @ torch.randn(12, 5) + 2
-    own = SenderInput(1, 12, 5)
+    own = SenderInput(1, 12, 5, 4)
     own.fit(states, embeddings)
     torch.testing.assert_close(own(own.standardise(states[None]))[0], embeddings, atol=0.1, rtol=0)
 
@@ -127,7 +127,7 @@ def test_what_no_layer_tells_alone_is_read_from_several():
     first, second = torch.randn(2, 300, 6)
     states = torch.stack([first, second], dim=1)
     embeddings = torch.cat([first, second], dim=1) @ torch.randn(12, 5)
-    own = SenderInput(2, 6, 5)
+    own = SenderInput(2, 6, 5, 4)
     own.fit(states, embeddings)
     torch.testing.assert_close(own(own.standardise(states[None]))[0], embeddings, atol=0.1, rtol=0)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -17,8 +18,9 @@ from latentwire.errors import UserError
 from latentwire.receivers.receiver import key_value_dim
 from latentwire.wire.description import ReceiverFacts
 from latentwire.wire.payload import Latents
-from latentwire.wire.pooling import PooledAttention, divide_sentences, group_weights, num_groups
+from latentwire.wire.pooling import PooledAttention, group_weights, num_groups
 from latentwire.wire.reading import make_adapter
+from latentwire.wire.sentences import Sentences, divide_sentences, find_sentences
 from latentwire.wire.wire import Wire
 
 
@@ -38,6 +40,7 @@ def make_wire(receiver, positions="spread", **encoder):
         receiver.embedding_rms,
         receiver.model.config.num_hidden_layers,
         key_value_dim(receiver.model.model.layers),
+        receiver.model.config.vocab_size,
         [1, 2],
     )
     wire = Wire(settings, backbone, receiver.tokenizer, {2.0: 2.1, 4.0: 4.2}, {"a.b": facts})
@@ -110,16 +113,25 @@ def test_a_soft_prompt_sees_no_source(receiver):
     assert len({len(message.values) for message in wire.encode(["a", CONTEXTS[0]], ratio=4)}) == 2
 
 
+def sentences_of(mask, ends):
+    return find_sentences(torch.zeros(mask.shape, dtype=torch.long), mask, ends)
+
+
+def sentences_of_lengths(*lengths):
+    lengths = torch.tensor(lengths)
+    return Sentences(lengths, lengths, torch.ones(*lengths.shape, lengths.shape[1]).double())
+
+
 def test_pooling_against_slices():
     tokens = torch.arange(10.0)
     mask = torch.tensor([[True] * 10, [True] * 7 + [False] * 3])
-    nowhere = torch.zeros_like(mask)
-    mean, mean_mask = group_weights(mask, nowhere, torch.tensor([3, 2]), Pooling.mean)
+    whole = sentences_of(mask, torch.zeros_like(mask))
+    mean, mean_mask = group_weights(mask, whole, torch.tensor([3, 2]), Pooling.mean)
     # Groups of token i: i * 3 // 10 and i * 2 // 7.
     assert (mean[0] @ tokens).tolist() == pytest.approx([1.5, 5.0, 8.0])
     assert (mean[1, :2] @ tokens).tolist() == pytest.approx([1.5, 5.0])
     assert mean_mask.tolist() == [[True, True, True], [True, True, False]]
-    last, _ = group_weights(mask, nowhere, torch.tensor([3, 2]), Pooling.last)
+    last, _ = group_weights(mask, whole, torch.tensor([3, 2]), Pooling.last)
     assert (last[0] @ tokens).tolist() == [3, 6, 9]
     assert (last[1, :2] @ tokens).tolist() == [3, 6]
 
@@ -137,7 +149,8 @@ def test_pooling_against_slices():
 def test_groups_keep_to_sentences(groups, expected):
     ends = torch.tensor([[index in (4, 7, 10) for index in range(11)]])
     mask = torch.ones_like(ends)
-    weights, _ = group_weights(mask, ends, torch.tensor([groups]), Pooling.mean)
+    sentences = sentences_of(mask, ends)
+    weights, _ = group_weights(mask, sentences, torch.tensor([groups]), Pooling.mean)
     assert "".join("abcdefghijk"[index] for index in weights[0].argmax(0)) == expected
 
 
@@ -146,7 +159,8 @@ def test_groups_are_contiguous_and_none_is_empty(ends, data):
     count = data.draw(st.integers(1, len(ends)))
     padded = torch.tensor([[*ends, False, False]])
     mask = torch.arange(padded.shape[1])[None] < len(ends)
-    weights, _ = group_weights(mask, padded, torch.tensor([count]), Pooling.mean)
+    sentences = sentences_of(mask, padded)
+    weights, _ = group_weights(mask, sentences, torch.tensor([count]), Pooling.mean)
     assert weights.sum(2).allclose(torch.ones(1, count))
     assert not weights[:, :, len(ends) :].any()
     group = weights[0, :, : len(ends)].argmax(0)
@@ -155,7 +169,7 @@ def test_groups_are_contiguous_and_none_is_empty(ends, data):
 
 
 def test_short_sentences_take_groups_of_a_long_one():
-    first, parts = divide_sentences(torch.tensor([[1, 52, 1]]), torch.tensor([13]))
+    first, parts = divide_sentences(sentences_of_lengths([1, 52, 1]), torch.tensor([13]))
     assert first.tolist() == [[0, 1, 12]]
     assert parts.tolist() == [[1, 11, 1]]
 
@@ -163,8 +177,8 @@ def test_short_sentences_take_groups_of_a_long_one():
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.data())
 def test_no_other_groups_have_a_smaller_sum_of_squares(lengths, data):
     count = data.draw(st.integers(1, sum(lengths)))
-    padded = torch.tensor([[*lengths, 0], [1] * (len(lengths) + 1)])
-    first, parts = (of[0].tolist() for of in divide_sentences(padded, torch.tensor([count, 1])))
+    sentences = sentences_of_lengths([*lengths, 0], [1] * (len(lengths) + 1))
+    first, parts = (of[0].tolist() for of in divide_sentences(sentences, torch.tensor([count, 1])))
     sizes = [0.0] * count
     for begin, number, length in zip(first, parts, lengths, strict=False):
         for group in range(begin, begin + number):
@@ -194,9 +208,30 @@ def least_sum_of_squares(lengths, count):
 def test_sentences_end_at_their_marks(receiver):
     wire = make_wire(receiver)
     (ids,) = wire.source_ids(["Ada keeps a dog. Bo does not!"])
-    ends = wire.read([ids]).ends[0]
-    assert wire.tokenizer.batch_decode([[ids[i]] for i in ends.nonzero()[:, 0]]) == [".", "!"]
-    assert not make_wire(receiver, keep_sentences=False).read([ids]).ends.any()
+    begins = wire.read([ids]).sentences.index[0].diff().nonzero()[:, 0]
+    assert wire.tokenizer.batch_decode([[ids[i]] for i in (*begins, -1)]) == [".", "!"]
+    assert not make_wire(receiver, grouping="even").read([ids]).sentences.index.any()
+
+
+def test_sentences_that_share_rare_words_share_a_latent(receiver):
+    wire = make_wire(receiver)
+    about = {"Ada": "keeps a dog", "Bo": "plays the flute", "Cy": "likes to wear red"}
+    others = [
+        f"{name} {fact}." for name in ("Eve", "Dora", "Fay", "Gil") for fact in about.values()
+    ]
+    wire.count_tokens(wire.source_ids(others), None)
+    order = ["Ada", "Bo", "Cy", "Bo", "Cy", "Ada"]
+    text = " ".join(
+        f"{name} {fact}." for name, fact in zip(order, [*about.values()] * 2, strict=True)
+    )
+    sources = wire.read(wire.source_ids([text]))
+    weights, _ = group_weights(sources.mask, sources.sentences, torch.tensor([3]), Pooling.mean)
+    group = weights[0].argmax(0)[sources.sentences.index[0].diff(prepend=torch.tensor([-1])) > 0]
+    assert group.tolist() == [0, 1, 2, 1, 2, 0]
+    # In order of the text without likeness.
+    plain = replace(sources.sentences, likeness=torch.ones_like(sources.sentences.likeness))
+    weights, _ = group_weights(sources.mask, plain, torch.tensor([3]), Pooling.mean)
+    assert weights[0].argmax(0).diff().ge(0).all()
 
 
 def test_pooled_attention_against_a_loop():
@@ -307,7 +342,7 @@ def test_a_receiver_without_keys_and_values_apart_gets_no_deep_part():
         pad_token_id=0,
     )
     assert key_value_dim(Phi3ForCausalLM(config).model.layers) == 0
-    facts = ReceiverFacts(8, 1.0, 1, 0, [1], location="receivers/phi")
+    facts = ReceiverFacts(8, 1.0, 1, 0, 1, [1], location="receivers/phi")
     with pytest.raises(
         UserError, match=r"deep_layers: 4: the receiver receivers/phi .* set it to 0"
     ):

@@ -29,6 +29,7 @@ def save_wire(experiment: Path, source_mode: str = "context", **adapter) -> Path
             receiver.embedding_rms,
             receiver.model.config.num_hidden_layers,
             key_value_dim(receiver.model.model.layers),
+            receiver.model.config.vocab_size,
             receiver.prompt.anchor_ids,
             location=str(folder.resolve()),
             weights_sha256=weights_checksum(str(folder)),
