@@ -44,6 +44,7 @@ def make_wire(receiver, positions="spread", **encoder):
         [1, 2],
     )
     wire = Wire(settings, backbone, receiver.tokenizer, {2.0: 2.1, 4.0: 4.2}, {"a.b": facts})
+    wire.count_tokens(wire.source_ids(CONTEXTS), None)
     for weight in wire.parameters():
         # Some layers start as the identity, which nothing could be seen through.
         if not weight.any():
@@ -213,25 +214,51 @@ def test_sentences_end_at_their_marks(receiver):
     assert not make_wire(receiver, grouping="even").read([ids]).sentences.index.any()
 
 
+def test_rarity_is_inverse_document_frequency(receiver):
+    wire = make_wire(receiver)
+    wire.count_tokens([[5, 5, 6], [5, 7], [5]], None)
+    assert wire.encoder.rarity[[5, 6, 8]].tolist() == pytest.approx(
+        [math.log(4 / 4), math.log(4 / 2), math.log(4 / 1)]
+    )
+
+
 def test_sentences_that_share_rare_words_share_a_latent(receiver):
     wire = make_wire(receiver)
-    about = {"Ada": "keeps a dog", "Bo": "plays the flute", "Cy": "likes to wear red"}
-    others = [
-        f"{name} {fact}." for name in ("Eve", "Dora", "Fay", "Gil") for fact in about.values()
-    ]
+    facts = ["keeps a dog", "plays the flute", "likes to wear red"] * 2
+    others = [f"{name} {fact}." for name in ("Eve", "Dora", "Fay", "Gil") for fact in facts[:3]]
     wire.count_tokens(wire.source_ids(others), None)
-    order = ["Ada", "Bo", "Cy", "Bo", "Cy", "Ada"]
-    text = " ".join(
-        f"{name} {fact}." for name, fact in zip(order, [*about.values()] * 2, strict=True)
-    )
+    names = ["Ada", "Bo", "Cy", "Bo", "Cy", "Ada"]
+    text = " ".join(f"{name} {fact}." for name, fact in zip(names, facts, strict=True))
     sources = wire.read(wire.source_ids([text]))
-    weights, _ = group_weights(sources.mask, sources.sentences, torch.tensor([3]), Pooling.mean)
-    group = weights[0].argmax(0)[sources.sentences.index[0].diff(prepend=torch.tensor([-1])) > 0]
-    assert group.tolist() == [0, 1, 2, 1, 2, 0]
-    # In order of the text without likeness.
-    plain = replace(sources.sentences, likeness=torch.ones_like(sources.sentences.likeness))
-    weights, _ = group_weights(sources.mask, plain, torch.tensor([3]), Pooling.mean)
-    assert weights[0].argmax(0).diff().ge(0).all()
+
+    def groups_of(sentences):
+        """The latent that each sentence is in."""
+        weights, _ = group_weights(sources.mask, sentences, torch.tensor([3]), Pooling.mean)
+        begins = sentences.index[0].diff(prepend=torch.tensor([-1])) > 0
+        return weights[0].argmax(0)[begins].tolist()
+
+    assert groups_of(sources.sentences) == [0, 1, 2, 1, 2, 0]
+    alike = replace(sources.sentences, likeness=torch.ones_like(sources.sentences.likeness))
+    assert groups_of(alike) == [0, 0, 1, 1, 2, 2]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=6), min_size=1, max_size=8), st.data()
+)
+def test_however_alike_sentences_are_each_token_is_in_one_group(sentences, data):
+    ids = torch.tensor([[token for sentence in sentences for token in sentence] + [0]])
+    ends = torch.tensor(
+        [[i + 1 == len(own) for own in sentences for i in range(len(own))] + [False]]
+    )
+    mask = torch.arange(ids.shape[1])[None] < ids.shape[1] - 1
+    count = data.draw(st.integers(1, ids.shape[1] - 1))
+    rarity = torch.arange(6) / 5
+    found = find_sentences(ids, mask, ends, rarity)
+    weights, _ = group_weights(mask, found, torch.tensor([count]), Pooling.mean)
+    assert weights.sum(2).allclose(torch.ones(1, count))
+    assert ((weights > 0).sum(1) == mask).all()
+    # Groups come in the order of their first tokens.
+    assert (weights[0] > 0).long().argmax(1).diff().gt(0).all()
 
 
 def test_pooled_attention_against_a_loop():
