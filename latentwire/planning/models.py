@@ -15,8 +15,8 @@ from latentwire.errors import UserError
 from latentwire.layout import Layout
 from latentwire.planning.cost import ModelShape
 from latentwire.receivers.loading import BUNDLED, DESCRIPTION, model_location
-from latentwire.receivers.receiver import ending_mlps, key_value_dim
-from latentwire.wire.description import ReceiverFacts
+from latentwire.receivers.receiver import ending_mlps
+from latentwire.wire.reading import receiver_facts
 from latentwire.wire.wire import Wire
 
 # Of each weight in the matrices of layers. To nf4 belongs a byte of scale for 64 weights.
@@ -55,18 +55,7 @@ def build_models(
     config = _read_config(experiment, layout, settings.encoder.backbone, shapes)
     backbone = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     facts, of_senders = (
-        {
-            name: ReceiverFacts(
-                model.config.hidden_size,
-                1.0,
-                model.config.num_hidden_layers,
-                key_value_dim(model.model.layers),
-                model.config.vocab_size,
-                [],
-                location=name,
-            )
-            for name, model in models.items()
-        }
+        {name: receiver_facts(model, 1.0, [], location=name) for name, model in models.items()}
         for models in (receivers, senders)
     )
     made = Wire(settings, backbone, cast(Any, None), {}, facts, senders=of_senders)

@@ -30,7 +30,7 @@ from latentwire.receivers.loading import (
     receiver_origin,
 )
 from latentwire.receivers.packing import PackedQuestions, pad_rows
-from latentwire.receivers.receiver import Receiver, Source, key_value_dim
+from latentwire.receivers.receiver import Receiver, Source
 from latentwire.receivers.states import check_layers
 from latentwire.training.apart import losses_apart
 from latentwire.training.batches import BatchOrder
@@ -63,7 +63,7 @@ from latentwire.training.state import Identity, StateDirectory
 from latentwire.wire.card import wire_card
 from latentwire.wire.description import WEIGHTS, ReceiverFacts
 from latentwire.wire.pooling import num_groups
-from latentwire.wire.reading import LatentBatch
+from latentwire.wire.reading import LatentBatch, receiver_facts
 from latentwire.wire.wire import Wire
 
 # Keeps the ratio on unseen passages at or above the target in spite of rounding.
@@ -197,12 +197,9 @@ def _fit_senders(
 
 def _facts(experiment: Experiment, layout: Layout, receiver: Receiver) -> ReceiverFacts:
     """What a wire must know of a receiver or sender."""
-    return ReceiverFacts(
-        receiver.embedding_dim,
+    return receiver_facts(
+        receiver.model,
         receiver.embedding_rms,
-        receiver.model.config.num_hidden_layers,
-        key_value_dim(receiver.model.model.layers),
-        receiver.model.config.vocab_size,
         receiver.prompt.anchor_ids,
         **receiver_origin(experiment, layout, receiver.name),
     )

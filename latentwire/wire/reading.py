@@ -5,13 +5,15 @@ Shapes: B messages, M latents of the longest, L latent_dim, D embedding width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from latentwire.config import Wire as WireConfig
 from latentwire.errors import UserError
-from latentwire.receivers.receiver import Source
+from latentwire.receivers.receiver import Source, key_value_dim
 from latentwire.wire.adapter import Adapter
 from latentwire.wire.description import ReceiverFacts
 from latentwire.wire.payload import Latents
@@ -30,6 +32,29 @@ class LatentBatch:
     values: Tensor
     mask: Tensor
     widths: Tensor
+
+
+def receiver_facts(
+    model: PreTrainedModel, embedding_rms: float, anchor_ids: list[int], **origin: Any
+) -> ReceiverFacts:
+    """What a wire must know of a receiver or sender.
+
+    Args:
+        model: its weights, which may be without values.
+        embedding_rms: root mean square of its embedding matrix.
+        anchor_ids: token ids of the anchor.
+        origin: where it is found again, as `receiver_origin` gives it.
+    """
+    embeddings, layers = cast(nn.Embedding, model.get_input_embeddings()), model.model.layers
+    return ReceiverFacts(
+        embeddings.embedding_dim,
+        embedding_rms,
+        len(layers),
+        key_value_dim(layers),
+        embeddings.num_embeddings,
+        anchor_ids,
+        **origin,
+    )
 
 
 def make_adapter(config: WireConfig, facts: ReceiverFacts) -> Adapter:

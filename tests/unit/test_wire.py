@@ -19,7 +19,7 @@ from latentwire.receivers.receiver import key_value_dim
 from latentwire.wire.description import ReceiverFacts
 from latentwire.wire.payload import Latents
 from latentwire.wire.pooling import PooledAttention, group_weights, num_groups
-from latentwire.wire.reading import make_adapter
+from latentwire.wire.reading import make_adapter, receiver_facts
 from latentwire.wire.sentences import Sentences, divide_sentences, find_sentences
 from latentwire.wire.wire import Wire
 
@@ -35,14 +35,7 @@ def make_wire(receiver, positions="spread", **encoder):
         encoder=Encoder(**encoder),
         adapter=Adapter(gain=3, positions=positions),
     )
-    facts = ReceiverFacts(
-        receiver.embedding_dim,
-        receiver.embedding_rms,
-        receiver.model.config.num_hidden_layers,
-        key_value_dim(receiver.model.model.layers),
-        receiver.model.config.vocab_size,
-        [1, 2],
-    )
+    facts = receiver_facts(receiver.model, receiver.embedding_rms, [1, 2])
     wire = Wire(settings, backbone, receiver.tokenizer, {2.0: 2.1, 4.0: 4.2}, {"a.b": facts})
     wire.count_tokens(wire.source_ids(CONTEXTS), None)
     for weight in wire.parameters():

@@ -10,8 +10,7 @@ from latentwire.config import Adapter, Encoder
 from latentwire.config import Wire as WireConfig
 from latentwire.files import save_pretrained
 from latentwire.receivers.loading import weights_checksum
-from latentwire.receivers.receiver import key_value_dim
-from latentwire.wire.description import ReceiverFacts
+from latentwire.wire.reading import receiver_facts
 from latentwire.wire.wire import Wire
 
 CARD = "---\nlibrary_name: latentwire\n---\n# Wire\n"
@@ -24,12 +23,9 @@ def save_wire(experiment: Path, source_mode: str = "context", **adapter) -> Path
     for name, receiver in receivers.items():
         folder = experiment / "receivers" / name
         save_pretrained(folder, receiver.model, receiver.tokenizer)
-        facts[name] = ReceiverFacts(
-            receiver.embedding_dim,
+        facts[name] = receiver_facts(
+            receiver.model,
             receiver.embedding_rms,
-            receiver.model.config.num_hidden_layers,
-            key_value_dim(receiver.model.model.layers),
-            receiver.model.config.vocab_size,
             receiver.prompt.anchor_ids,
             location=str(folder.resolve()),
             weights_sha256=weights_checksum(str(folder)),
