@@ -25,7 +25,7 @@ class TokenisedPassage:
         sender: the model whose states of the source the encoder reads; none reads text.
         encoder_ids: the tokens of the source of which the encoder reads embeddings or states.
         source_ids: the receiver's tokens of the source.
-        encoder_index: the encoder token that holds the middle of each of them.
+        encoder_index: the encoder token that holds the middle of each of them, if asked for.
         text_ids: the receiver's tokens of the passage, for the teacher.
         questions: `(question ids, answer ids)` pairs that follow latents.
         text_questions: the same pairs as they follow the text.
@@ -99,19 +99,25 @@ def tokenise_passages(
     text_readers: Sequence[Receiver],
     latent_readers: Sequence[Receiver],
     no_answer_text: str,
-    sender: str | None = None,
+    sender: str | None,
+    indexed: bool,
 ) -> list[TokenisedPassage]:
-    """Tokenises the sources and questions of a split, for a sender if the wire has one."""
+    """Tokenises the sources and questions of a split, for a sender if the wire has one.
+
+    Unless `indexed`, without `encoder_index`, which takes as long as all else.
+    """
     mode = wire.config.source_mode
     groups = group_sources(examples, mode)
     sources = [source_text(group[0], mode) for group in groups]
     encoder_ids = wire.source_ids(sources, sender)
     source_ids = {r.name: r.prompt.source_ids(sources) for r in latent_readers}
-    spans = token_spans(wire.source_tokenizer(sender), sources)
-    encoder_index = {
-        r.name: list(map(middle_index, spans, token_spans(r.tokenizer, sources)))
-        for r in latent_readers
-    }
+    encoder_index = {}
+    if indexed:
+        spans = token_spans(wire.source_tokenizer(sender), sources)
+        encoder_index = {
+            r.name: list(map(middle_index, spans, token_spans(r.tokenizer, sources)))
+            for r in latent_readers
+        }
     questions = _questions(groups, latent_readers, no_answer_text)
     if mode == "context":
         # Latents stand where the text would, between the same words.

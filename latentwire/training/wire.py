@@ -592,6 +592,9 @@ class WireTask:
     def _tokenise(self, split: Split) -> dict[str | None, list[TokenisedPassage]]:
         """The passages of a split, as each sender reads them; of none where there is no sender."""
         examples = read_examples(self._layout.split(split))
+        # Only these ask which tokens of the encoder and of receivers belong together.
+        tasks = self._settings.alignment_steps or self._settings.text_steps
+        indexed = split == "train" and tasks > 0
         return {
             sender: tokenise_passages(
                 examples,
@@ -600,6 +603,7 @@ class WireTask:
                 list(self._latent_readers.values()),
                 self._experiment.prompt.no_answer_text,
                 sender,
+                indexed,
             )
             for sender in self._senders
         }

@@ -35,7 +35,12 @@ def task(tmp_path):
     return make_task(tmp_path)
 
 
-def make_task(tmp_path, readers=None, **encoder):
+@pytest.fixture
+def aligned(tmp_path):
+    return make_task(tmp_path, alignment_steps=1)
+
+
+def make_task(tmp_path, readers=None, alignment_steps=0, **encoder):
     experiment = Experiment(
         experiment="tiny",
         data=PocketData(train_passages=40, dev_passages=2, test_passages=2),
@@ -44,7 +49,7 @@ def make_task(tmp_path, readers=None, **encoder):
             Receiver(name="qwen", source="bundled"),
         ],
         wire=WireConfig(latent_dim=16, receivers=readers, encoder=Encoder(**encoder)),
-        training=Training(steps=4, passages_per_step=4, alignment_steps=0),
+        training=Training(steps=4, passages_per_step=4, alignment_steps=alignment_steps),
     )
     layout = Layout("tiny", tmp_path)
     for receiver in experiment.receivers:
@@ -204,13 +209,13 @@ def test_every_receiver_reaches_the_target_ratio(task):
             assert tokens / latents >= ratio * 0.98
 
 
-def test_alignment_fits_soft_tokens_to_the_embeddings_of_the_same_text(task):
-    task._settings = task._settings.model_copy(update={"alignment_steps": 60})
-    parameters = [p for p in task.module.parameters() if p.requires_grad]
+def test_alignment_fits_soft_tokens_to_the_embeddings_of_the_same_text(aligned):
+    aligned._settings = aligned._settings.model_copy(update={"alignment_steps": 60})
+    parameters = [p for p in aligned.module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3)
     losses = []
     for step in range(60):
-        loss = task.losses(step % 4)[0]["loss"]
+        loss = aligned.losses(step % 4)[0]["loss"]
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -340,13 +345,13 @@ def test_a_wire_goes_on_from_the_weights_of_another(tmp_path):
     assert all(parameter.requires_grad for parameter in wire.parameters())
 
 
-def test_going_on_with_a_passage_parts_every_receivers_tokens_at_the_same_place(task):
-    passage = task._passages[None][0]
+def test_going_on_with_a_passage_parts_every_receivers_tokens_at_the_same_place(aligned):
+    passage = aligned._passages[None][0]
     going_on = continuation(passage, 0.4)
-    kept = task.module.tokenizer.decode(going_on.encoder_ids)
-    whole = task.module.tokenizer.decode(passage.encoder_ids)
+    kept = aligned.module.tokenizer.decode(going_on.encoder_ids)
+    whole = aligned.module.tokenizer.decode(passage.encoder_ids)
     assert whole.startswith(kept)
-    for receiver in task._receivers:
+    for receiver in aligned._receivers:
         ((first, rest),) = going_on.questions[receiver.name]
         written = receiver.tokenizer.decode([*first, *rest])
         assert len(first) == 1
@@ -365,11 +370,10 @@ def test_repeating_a_passage_asks_for_all_of_it_and_the_end(task):
         assert answer == [*passage.source_ids[receiver.name], receiver.tokenizer.eos_token_id]
 
 
-def test_text_steps_come_between_alignment_and_answers(tmp_path):
-    task = make_task(tmp_path)
-    steps = {"alignment_steps": 1, "text_steps": 2, "text_ratio": 16, "kl_weight": 1.0}
-    task._settings = task._settings.model_copy(update=steps)
-    losses = [set(task.losses(step)[0]) for step in range(4)]
+def test_text_steps_come_between_alignment_and_answers(aligned):
+    steps = {"text_steps": 2, "text_ratio": 16, "kl_weight": 1.0}
+    aligned._settings = aligned._settings.model_copy(update=steps)
+    losses = [set(aligned.losses(step)[0]) for step in range(4)]
     assert "llama/alignment_loss" in losses[0]
     # A teacher that reads the text has nothing to say on how the text goes on.
     assert losses[1] == losses[2] == {"loss", "cross_entropy"}
