@@ -592,9 +592,9 @@ class WireTask:
     def _tokenise(self, split: Split) -> dict[str | None, list[TokenisedPassage]]:
         """The passages of a split, as each sender reads them; of none where there is no sender."""
         examples = read_examples(self._layout.split(split))
-        # Only these ask which tokens of the encoder and of receivers belong together.
-        tasks = self._settings.alignment_steps or self._settings.text_steps
-        indexed = split == "train" and tasks > 0
+        # Only these steps ask which tokens of the encoder and of receivers belong together.
+        steps = self._settings.alignment_steps + self._settings.text_steps
+        indexed = split == "train" and steps > 0
         return {
             sender: tokenise_passages(
                 examples,
