@@ -259,6 +259,12 @@ def parent_of_wire(wildcards):
     return [LAYOUT.wire(parent, wildcards.seed) / "model.safetensors"] if parent else []
 
 
+def training_length(wildcards):
+    """Steps, or epochs: the longest trainings start first, or the last of them runs alone."""
+    training = WIRES[wildcards.wire].training
+    return training.steps or training.epochs
+
+
 def trained_files(wire, seed):
     folder = LAYOUT.wire(wire, seed)
     files = {

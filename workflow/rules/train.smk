@@ -14,8 +14,7 @@ rule train_wire:
         LAYOUT.benchmark("train_wire-{wire}-seed{seed}")
     wildcard_constraints:
         wire=any_of(wire for wire in WIRES if not is_adapted(wire)),
-    # The longest jobs start first, or the last of them runs alone.
-    priority: 1
+    priority: training_length
     conda:
         "../../environment.yml"
     threads: EXPERIMENT.threads
@@ -46,6 +45,7 @@ rule adapt:
         LAYOUT.benchmark("adapt-{wire}-seed{seed}")
     wildcard_constraints:
         wire=any_of(wire for wire in WIRES if is_adapted(wire)),
+    priority: training_length
     conda:
         "../../environment.yml"
     threads: EXPERIMENT.threads
