@@ -23,9 +23,9 @@ class TokenisedPassage:
         passage_id: the passage that the source is of.
         index: its place among the sources of its split.
         sender: the model whose states of the source the encoder reads; none reads text.
+        source: its text.
         encoder_ids: the tokens of the source of which the encoder reads embeddings or states.
         source_ids: the receiver's tokens of the source.
-        encoder_index: the encoder token that holds the middle of each of them, if asked for.
         text_ids: the receiver's tokens of the passage, for the teacher.
         questions: `(question ids, answer ids)` pairs that follow latents.
         text_questions: the same pairs as they follow the text.
@@ -34,9 +34,9 @@ class TokenisedPassage:
     passage_id: str
     index: int
     sender: str | None
+    source: str
     encoder_ids: list[int]
     source_ids: dict[str, list[int]]
-    encoder_index: dict[str, list[int]]
     text_ids: dict[str, list[int]]
     questions: dict[str, QuestionIds]
     text_questions: dict[str, QuestionIds]
@@ -52,15 +52,22 @@ class TokenisedPassage:
         return len(self.encoder_ids) + positions // len(self.questions)
 
 
-def continuation(passage: TokenisedPassage, share: float) -> TokenisedPassage:
+def continuation(
+    passage: TokenisedPassage, share: float, encoder_index: Mapping[str, Sequence[int]]
+) -> TokenisedPassage:
     """The task to go on with a passage of which only the first share is the source.
 
     What is to be written follows its own first token, which stands where a question does.
+
+    Args:
+        passage: the whole.
+        share: how much of it the encoder reads.
+        encoder_index: the encoder token that holds the middle of each of a receiver's.
     """
     cut = max(1, round(share * len(passage.encoder_ids)))
     rest = {
         name: passage.source_ids[name][bisect_left(index, cut) :]
-        for name, index in passage.encoder_index.items()
+        for name, index in encoder_index.items()
     }
     return replace(
         passage,
@@ -100,24 +107,13 @@ def tokenise_passages(
     latent_readers: Sequence[Receiver],
     no_answer_text: str,
     sender: str | None,
-    indexed: bool,
 ) -> list[TokenisedPassage]:
-    """Tokenises the sources and questions of a split, for a sender if the wire has one.
-
-    Unless `indexed`, without `encoder_index`, which takes as long as all else.
-    """
+    """Tokenises the sources and questions of a split, for a sender if the wire has one."""
     mode = wire.config.source_mode
     groups = group_sources(examples, mode)
     sources = [source_text(group[0], mode) for group in groups]
     encoder_ids = wire.source_ids(sources, sender)
     source_ids = {r.name: r.prompt.source_ids(sources) for r in latent_readers}
-    encoder_index = {}
-    if indexed:
-        spans = token_spans(wire.source_tokenizer(sender), sources)
-        encoder_index = {
-            r.name: list(map(middle_index, spans, token_spans(r.tokenizer, sources)))
-            for r in latent_readers
-        }
     questions = _questions(groups, latent_readers, no_answer_text)
     if mode == "context":
         # Latents stand where the text would, between the same words.
@@ -131,9 +127,9 @@ def tokenise_passages(
             groups[index][0].passage_id,
             index,
             sender,
+            sources[index],
             encoder_ids[index],
             {name: ids[index] for name, ids in source_ids.items()},
-            {name: owners[index] for name, owners in encoder_index.items()},
             {name: ids[index] for name, ids in text_ids.items()},
             {name: pairs[index] for name, pairs in questions.items()},
             {name: pairs[index] for name, pairs in text_questions.items()},
@@ -160,16 +156,20 @@ def _questions(
     }
 
 
-def token_spans(
-    tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]
-) -> list[list[tuple[int, int]]]:
-    """Where each token of each source begins and ends, in characters."""
-    return tokenizer(
-        list(sources),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
-    )["offset_mapping"]
+def middle_indices(
+    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """For each token of another tokenizer, source by source, the one that holds its middle."""
+    spans, others = (
+        each(
+            list(sources),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )["offset_mapping"]
+        for each in (tokenizer, other)
+    )
+    return list(map(middle_index, spans, others))
 
 
 def middle_index(spans: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> list[int]:

@@ -53,9 +53,8 @@ from latentwire.training.passages import (
     choose,
     continuation,
     group_sources,
-    middle_index,
+    middle_indices,
     repetition,
-    token_spans,
     tokenise_passages,
 )
 from latentwire.training.processes import is_leader, num_processes
@@ -188,9 +187,8 @@ def _fit_senders(
     groups = group_sources(read_examples(layout.split("train")), mode)[:_SOURCES_TO_FIT]
     sources = [source_text(group[0], mode) for group in groups]
     ids = tokenizer(sources, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    spans = token_spans(tokenizer, sources)
     for name in experiment.wire.sender_names:
-        places = map(middle_index, spans, token_spans(wire.source_tokenizer(name), sources))
+        places = middle_indices(sources, tokenizer, wire.source_tokenizer(name))
         in_place = [own[index] for own, places in zip(ids, places, strict=True) for index in places]
         wire.fit_sender(wire.source_ids(sources, name), name, in_place)
 
@@ -359,10 +357,11 @@ class WireTask:
         ratios = self._experiment.wire.target_ratios[:1] * len(passages)
         latents = self._encode(passages, ratios, 0.0, self._features_of(passages))
         longest = max(len(passage.encoder_ids) for passage in all_passages)
+        encoder_index = self._encoder_index(all_passages)
         losses = {}
         for name, reader in self._latent_readers.items():
             text = reader.text_source([p.source_ids[name] for p in all_passages])
-            index, _ = pad_rows([p.encoder_index[name] for p in all_passages], longest)
+            index, _ = pad_rows(encoder_index[name], longest)
             index = index.to(self._experiment.device)
             targets, found = alignment_targets(text.embeddings.float(), index, longest)
             with self._autocast():
@@ -386,9 +385,19 @@ class WireTask:
         tasks = [self._text_task(passage, draw) for passage in passages]
         return self._reading(step, tasks, own, [self._text_ratio] * len(tasks), "", kl=False)
 
+    def _encoder_index(self, passages: Sequence[TokenisedPassage]) -> dict[str, list[list[int]]]:
+        """For each receiver, the encoder's token that holds the middle of each of its own."""
+        sources = [passage.source for passage in passages]
+        tokenizer = self.module.source_tokenizer(passages[0].sender)
+        return {
+            name: middle_indices(sources, tokenizer, reader.tokenizer)
+            for name, reader in self._latent_readers.items()
+        }
+
     def _text_task(self, passage: TokenisedPassage, draw: random.Random) -> TokenisedPassage:
         if draw.random() >= self._settings.repeat_share:
-            task = continuation(passage, draw.uniform(0.25, 0.75))
+            index = {name: own for name, (own,) in self._encoder_index([passage]).items()}
+            task = continuation(passage, draw.uniform(0.25, 0.75), index)
             # Of a passage of a word or two nothing is left to write.
             if all(rest for ((_, rest),) in task.questions.values()):
                 return task
@@ -592,9 +601,6 @@ class WireTask:
     def _tokenise(self, split: Split) -> dict[str | None, list[TokenisedPassage]]:
         """The passages of a split, as each sender reads them; of none where there is no sender."""
         examples = read_examples(self._layout.split(split))
-        # Only these steps ask which tokens of the encoder and of receivers belong together.
-        steps = self._settings.alignment_steps + self._settings.text_steps
-        indexed = split == "train" and steps > 0
         return {
             sender: tokenise_passages(
                 examples,
@@ -603,7 +609,6 @@ class WireTask:
                 list(self._latent_readers.values()),
                 self._experiment.prompt.no_answer_text,
                 sender,
-                indexed,
             )
             for sender in self._senders
         }

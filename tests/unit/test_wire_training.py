@@ -347,7 +347,8 @@ def test_a_wire_goes_on_from_the_weights_of_another(tmp_path):
 
 def test_going_on_with_a_passage_parts_every_receivers_tokens_at_the_same_place(aligned):
     passage = aligned._passages[None][0]
-    going_on = continuation(passage, 0.4)
+    index = {name: own for name, (own,) in aligned._encoder_index([passage]).items()}
+    going_on = continuation(passage, 0.4, index)
     kept = aligned.module.tokenizer.decode(going_on.encoder_ids)
     whole = aligned.module.tokenizer.decode(passage.encoder_ids)
     assert whole.startswith(kept)
