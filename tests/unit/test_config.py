@@ -109,9 +109,8 @@ def test_ablations_change_one_factor_of_the_default_wire():
     assert len(ablations.seeds) == 3
     ratios = {"target_ratios": default.wire.target_ratios}
     assert ablations.wire.model_copy(update=ratios) == default.wire
-    # What differs from the default of a run is its budget, and how often it looks at dev.
-    length = {"steps", "warmup_steps", "alignment_steps", "ratio_growth", "dev_every_steps"}
-    budget = length | {"passages_per_step", "max_questions_per_passage"}
+    # What differs from the default of a run is its length, and how often it looks at dev.
+    budget = {"steps", "alignment_steps", "ratio_growth", "dev_every_steps"}
     for key in set(type(default.training).model_fields) - budget:
         assert getattr(ablations.training, key) == getattr(default.training, key)
     for variant in ablations.variants:
