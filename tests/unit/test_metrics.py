@@ -593,6 +593,9 @@ def test_ablations_are_told_against_the_default_at_the_same_seeds(with_variants,
         and row["metric"] == "f1"
         and row["method"] in ("latent", "ablation")
     }
+    data, training = experiment.data, experiment.training
+    assert f"{training.steps:,} steps of {training.passages_per_step} passages," in page
+    assert f"{data.full_length_share:.0%} of them of full length" in page
     section = page.split("## llama, 8x")[1].split("##")[0]
     worse, one = (
         next(line for line in section.splitlines() if key in line).split("|")
