@@ -59,7 +59,7 @@ def _introduction(experiment: Experiment, answers: Sequence[Answers]) -> str:
 def _lengths(data: Data) -> str:
     if data.source != "pocket":
         return ""
-    return f",\n{data.full_length_share:.0%} of them of full length, as all test passages are"
+    return f",\n{data.full_length_share:.0%} of them of full length (all in the test)"
 
 
 def _section(
