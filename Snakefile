@@ -51,8 +51,9 @@ rule ablations:
     shell:
         # For each job that has ended Snakemake looks once more, every timespan, at all that wait:
         # with its default of a second that comes to half a core, taken from the trainings.
-        "python -m snakemake results --cores {threads} --max-jobs-per-timespan 100/10s"
-        " --configfile config/ablations.yaml && exec python -m latentwire ablations --config config/ablations.yaml"
+        "python -m snakemake results --cores {threads} --configfile config/ablations.yaml"
+        " --max-jobs-per-timespan 100/10s"
+        " && exec python -m latentwire ablations --config config/ablations.yaml"
         " --output docs/ablations.md"
 
 
