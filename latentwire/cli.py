@@ -472,9 +472,11 @@ def _evaluate_wire(experiment: "Experiment", layout: Layout, options: argparse.N
 def _evaluate_variant(
     experiment: "Experiment", layout: Layout, options: argparse.Namespace
 ) -> None:
+    from latentwire.config import Method
     from latentwire.evaluation.evaluate import evaluate_wire
 
-    evaluate_wire(experiment.of_wire(options.wire), layout, options.seed, options.receiver)
+    only = Method(options.method), options.receiver
+    evaluate_wire(experiment.of_wire(options.wire), layout, options.seed, only)
 
 
 def _metrics(experiment: "Experiment", layout: Layout, options: argparse.Namespace) -> None:
@@ -665,9 +667,9 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate-variant": Verb(
         _evaluate_variant,
-        "ask one receiver through a trained wire",
+        "ask one receiver through a trained wire, by one method",
         (
-            ("--method", "the variant's method"),
+            ("--method", "the variant's method, or one of its controls"),
             _RECEIVER,
             _WIRE,
             _SEED,

@@ -125,12 +125,13 @@ def _encoded(
 
 
 def evaluate_wire(
-    experiment: Experiment, layout: Layout, seed: int, only: str | None = None
+    experiment: Experiment, layout: Layout, seed: int, only: tuple[Method, str] | None = None
 ) -> None:
-    """Evaluates the experiment's wire, from all senders, at all ratios, by all its methods.
+    """Evaluates the experiment's wire, from all senders, at all ratios.
 
     Args:
-        only: the receiver to ask; none asks all that the wire is trained for.
+        only: the method and the receiver to ask; none asks all that the wire is trained for, by
+            all its methods.
 
     Raises:
         UserError: if data, receivers or wire are missing, or the wire was trained with another
@@ -140,22 +141,24 @@ def evaluate_wire(
     wire = Wire.from_pretrained(layout.wire(wire_name, seed), experiment.device)
     evaluation = experiment.evaluation
     examples = read_examples(layout.split("test"))
-    dtypes = {method: PAYLOAD_DTYPES.get(method, "fp16") for method in evaluation.wire_methods}
+    methods = [only[0]] if only else evaluation.wire_methods
+    dtypes = {method: PAYLOAD_DTYPES.get(method, "fp16") for method in methods}
+    forms = dict.fromkeys(dtypes[method] for method in methods if method != Method.control_swap)
     swaps = swap_answers(examples, evaluation.seed)
     senders: list[str | None] = [*experiment.wire.sender_names] or [None]
     real: dict[str | None, _Encoded] = {}
     changed: dict[str | None, _Encoded] = {}
     for sender in senders:
-        forms = dict.fromkeys(dtypes.values())
-        real[sender] = _encoded(experiment, wire, examples, forms, sender)
+        if forms:
+            real[sender] = _encoded(experiment, wire, examples, forms, sender)
         if Method.control_swap in dtypes:
             changed[sender] = _encoded(experiment, wire, swaps.examples, ["fp16"], sender)
-    owners = [group[0].passage_id for group in real[senders[0]].groups]
+    owners = [group[0].passage_id for group in group_sources(examples, wire.config.source_mode)]
     strangers = derangement(owners, evaluation.seed)
-    asked_for = [reader.name for reader in experiment.readers if only in (None, reader.name)]
+    asked_for = [only[1]] if only else [reader.name for reader in experiment.readers]
     inputs = [layout.receiver(name) / DESCRIPTION for name in asked_for]
     inputs.append(layout.wire(wire_name, seed) / WEIGHTS)
-    stage = "-".join(["evaluate_wire", wire_name, f"seed{seed}", *([only] if only else [])])
+    stage = "-".join(["evaluate_wire", wire_name, f"seed{seed}", *(only or [])])
     ratios = experiment.wire.target_ratios
     num_parts = len(asked_for) * len(dtypes) * len(senders) * len(ratios)
     with open_shards(experiment, layout, stage, inputs, __name__, num_parts) as shards:

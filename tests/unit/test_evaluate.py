@@ -11,7 +11,7 @@ import pytest
 from latentwire.baselines import compressed
 from latentwire.baselines.classifier import train_compressor
 from latentwire.baselines.compressed import evaluate_compressed
-from latentwire.config import Baselines, Experiment, PocketData
+from latentwire.config import Baselines, Experiment, Method, PocketData
 from latentwire.data.prepare import prepare
 from latentwire.data.tables import read_examples, write_examples
 from latentwire.errors import Interrupted
@@ -132,6 +132,32 @@ def test_a_killed_evaluation_goes_on_with_its_finished_parts(prepared, monkeypat
     assert parts_left(caplog) == [*reversed(range(num_parts - 3))]
     assert rows_without_times(layout) == whole
     assert not list(layout.state("any").parent.glob("evaluate*"))
+
+
+def test_methods_of_a_wire_can_be_evaluated_at_once(prepared, monkeypatch):
+    experiment, layout = prepared
+    evaluate_wire(experiment, layout, 1)
+    whole = rows_without_times(layout)
+    methods = [Method.latent, Method.control_swap, Method.control_shuffled]
+    outputs = [layout.predictions(method, "llama", "shared", 1) for method in methods]
+    for output in outputs:
+        output.unlink()
+    predict, finished, waiting = evaluate_module.predict, [], methods[1:]
+
+    def with_others_beside(*arguments, **options):
+        # Once a part of the first is kept, the others begin and end.
+        if finished and waiting:
+            evaluate_wire(experiment, layout, 1, (waiting.pop(), "llama"))
+        finished.append(predict(*arguments, **options))
+        return finished[-1]
+
+    monkeypatch.setattr(evaluate_module, "predict", with_others_beside)
+    evaluate_wire(experiment, layout, 1, (methods[0], "llama"))
+    assert rows_without_times(layout) == whole
+    # Each writes its own file alone, as the others' may be under way.
+    written = [path.stat().st_mtime_ns for path in outputs[1:]]
+    evaluate_wire(experiment, layout, 1, (methods[0], "llama"))
+    assert [path.stat().st_mtime_ns for path in outputs[1:]] == written
 
 
 def parts_left(caplog):
